@@ -1,0 +1,105 @@
+# Every target sets up what it needs: Python >= 3.10, a C++ compiler and make are enough to begin.
+#
+# The Python in use is PYTHON=..., else the active virtual environment's, else .venv's, else python3.
+# If it has torch, it is used as it is and only tools that it lacks are added; if not, .venv is made
+# from it.
+
+PYTHON ?= $(or $(VIRTUAL_ENV:=/bin/python),$(wildcard .venv/bin/python),python3)
+
+# Two or three words: the interpreter, the ending of its extension modules, and the version of its
+# torch, if it has one that is not .venv's.
+PROBE := $(shell $(PYTHON) -c 'import os, sys, sysconfig, importlib.metadata as m; \
+  assert sys.version_info >= (3, 10); \
+  ours = os.path.realpath(sys.prefix) == os.path.realpath(".venv"); \
+  print(os.path.abspath(sys.executable), sysconfig.get_config_var("EXT_SUFFIX"), \
+        *[d.version for d in m.distributions(name="torch") if not ours])' 2>/dev/null)
+ifeq ($(PROBE),)
+  $(error blockops needs Python 3.10 or newer, which $(PYTHON) is not: install it, or name one with make PYTHON=...)
+endif
+
+VENV := $(CURDIR)/.venv
+FOREIGN := $(word 3,$(PROBE))
+PY := $(if $(FOREIGN),$(firstword $(PROBE)),$(VENV)/bin/python)
+# For what is called by name: ninja, ruff, clang-format.
+export PATH := $(dir $(PY)):$(PATH)
+
+# What pip gets of requirements-dev.txt. In .venv the pins, but where a GPU is visible the newest
+# CUDA torch; in a Python that came with torch no pins, so that what it has stays.
+PINS = $(if $(FOREIGN),s/==[^;]*//,$(if $(shell nvidia-smi 2>/dev/null),s/^torch==.*/torch/))
+
+FOLDERS := csrc $(wildcard csrc/*/) tests/cpp
+CXX_FILES := $(wildcard $(foreach f,$(FOLDERS:/=),$(addprefix $(f)/*.,cpp cc h cu cuh)))
+CSRC := $(filter csrc/%,$(CXX_FILES))
+TOOLS := $(if $(FOREIGN),build/make/tools$(subst /,-,$(PY)),$(VENV)/tools)
+KEY := build/make/key
+LIBRARY := blockops/_C$(word 2,$(PROBE))
+RUN := PYTHONPATH=$(CURDIR) $(PY)
+
+.PHONY: help demo test lint format bench sanitize clean FORCE
+
+help:
+	@echo "make demo      train a small model on handwritten digits (DEMO_FLAGS=--smoke: briefly)"
+	@echo "make test      run the tests"
+	@echo "make lint      check style and formatting; make format mends the formatting"
+	@echo "make bench     measure the ops against PyTorch's own"
+	@echo "make sanitize  run the marked tests under the undefined-behaviour and address sanitizers"
+	@echo "make clean     remove what was built; .venv stays"
+
+demo: $(LIBRARY)
+	@$(RUN) examples/digits.py $(DEMO_FLAGS)
+
+test: $(LIBRARY)
+	@$(RUN) -m pytest tests -q
+
+bench: $(LIBRARY)
+	@$(RUN) -m bench.bilinear
+
+lint: $(TOOLS)
+	@ruff check .
+	@ruff format --check .
+	@clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(TOOLS)
+	@ruff check --fix .
+	@ruff format .
+	@clang-format -i $(CXX_FILES)
+
+sanitize: sanitize-undefined sanitize-address
+
+# The address sanitizer must be in the process before Python is; Python itself is full of leaks.
+sanitize-address: PRELOAD = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) \
+  $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0
+
+# A second library in a folder with its own copy of the Python files, from where the tests are run.
+sanitize-%: $(TOOLS)
+	@echo "==> Running the tests marked sanitize with the $* sanitizer"
+	@mkdir -p build
+	@BLOCKOPS_CUDA=0 BLOCKOPS_SANITIZE=$* $(PY) setup.py -q build --build-lib build/sanitize-$* \
+	  >build/sanitize-$*.log 2>&1 || { cat build/sanitize-$*.log; exit 1; }
+	@cd build/sanitize-$* && \
+	  env $(PRELOAD) BLOCKOPS_SANITIZE=$* $(PY) -m pytest $(CURDIR)/tests -m sanitize -q
+
+clean:
+	@rm -rf build dist *.egg-info blockops/_C*.so .pytest_cache .ruff_cache
+
+$(LIBRARY): $(TOOLS) $(KEY) $(CSRC) setup.py build_config.py pyproject.toml
+	@echo "==> Compiling csrc/ (a minute or two the first time, then only what changed)"
+	@$(PY) setup.py -q build_ext --inplace >build/build.log 2>&1 || { cat build/build.log; exit 1; }
+	@grep -A3 '^$(CURDIR)/csrc.*warning:' build/build.log || true
+	@touch -c $@
+
+# What decides over a rebuild beside the files' dates; rewritten only when it changes.
+$(KEY): FORCE
+	@mkdir -p $(@D)
+	@echo '$(PY) $(FOREIGN) $(BLOCKOPS_CUDA) $(TORCH_CUDA_ARCH_LIST) $(CXX) $(CSRC)' >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+# The compiler is asked for before the long download, not after it.
+$(TOOLS): requirements-dev.txt
+	@$(firstword $(PROBE)) -c 'import build_config; build_config.compiler()'
+	@test -x $(PY) || { echo "==> Making .venv from $(firstword $(PROBE))"; \
+	  $(firstword $(PROBE)) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
+	@echo "==> Installing what requirements-dev.txt names for $(PY) (minutes the first time)"
+	@sed '$(PINS)' requirements-dev.txt | \
+	  $(PY) -m pip install -qq --disable-pip-version-check -r /dev/stdin
+	@mkdir -p $(@D) && touch $@

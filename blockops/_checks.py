@@ -1,0 +1,57 @@
+"""Argument checks of the reference formulas, in the words that csrc/core/checks.h uses for the
+native ops (a test holds the two together)."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_vector_input(op: str, name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        wanted = "float64, float32, bfloat16 or float16"
+        raise TypeError(f"{op}: {name} must be {wanted}, got {_dtype_name(x)}")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: {name} must have at least one dimension, got ()")
+
+
+def check_like(op: str, first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Every given tensor has the device and the dtype of the first argument."""
+    for name, other in others.items():
+        if other is None:
+            continue
+        if not isinstance(other, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(other).__name__}")
+        if other.device != first.device:
+            raise RuntimeError(
+                f"{op}: {name} must be on {first_name}'s device {first.device}, got {other.device}"
+            )
+        if other.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+            raise TypeError(
+                f"{op}: {name} must have {first_name}'s dtype {_dtype_name(first)}, "
+                f"got {_dtype_name(other)}"
+            )
+
+
+def check_sizes(op: str, name: str, tensor: Tensor, ok: bool, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{op}: {name} must be {expected}, got {_sizes(tensor)}")
+
+
+def check_feature_counts(module: str, **counts: int) -> None:
+    """Sizes given to a module's constructor are integers, at least 0."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"{module}: {name} must be an int, got {type(count).__name__}")
+        if count < 0:
+            raise ValueError(f"{module}: {name} must be at least 0, got {count}")
+
+
+def _sizes(tensor: Tensor) -> str:
+    return "(" + ", ".join(str(size) for size in tensor.shape) + ")"
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,116 @@
+"""The one place that chooses a backend for a call.
+
+A backend serves an op on a device, or says in one sentence why it does not. ``auto`` takes the first
+of ``_AUTO_ORDER`` that serves; on devices that have kernels it never falls back to the reference in
+silence, because the reference is slow: whoever wants it asks for it by name.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _library
+
+BACKENDS = ("auto", "native", "triton", "reference")
+OPS: dict[str, "Op"] = {}
+
+# The rule of ``auto`` by device type. On the CPU native is the only kernel there is, and it was
+# measured faster than every stock formulation (docs/performance.md). Devices that no kernel serves
+# (mps, xpu, ...) get the reference: nothing faster exists for them.
+_AUTO_ORDER = {"cpu": ("native",), "cuda": ("native", "triton"), "meta": ("native",)}
+
+
+class Op:
+    """A public op: its name among the native ops, and the reference formula, called alike.
+
+    The choice for each backend and device type is made once, here, so that a call only looks it up
+    (and torch.compile sees a constant).
+    """
+
+    def __init__(self, name: str, reference: Callable[..., torch.Tensor]) -> None:
+        self.name = name
+        self.reference = reference
+        OPS[name] = self
+        self._choices = {
+            (backend, device_type): self._choose(backend, device_type)
+            for backend in BACKENDS
+            for device_type in _AUTO_ORDER
+        }
+
+    def __call__(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
+        # reference is made of PyTorch's own differentiable ops and serves both.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return self.reference(x, *args)
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{self.name}: the input must be a tensor, got {type(x).__name__}")
+        choice = self._choices.get((_active, x.device.type))
+        if choice is None:
+            choice = self._choose(_active, x.device.type)
+        if isinstance(choice, str):
+            raise RuntimeError(f"{self.name}: {choice}")
+        return choice(x, *args)
+
+    def _choose(self, backend: str, device_type: str) -> Callable[..., torch.Tensor] | str:
+        """What serves the op, or why nothing does."""
+        order = _AUTO_ORDER.get(device_type, ("reference",)) if backend == "auto" else (backend,)
+        refusals = {candidate: why_not(candidate, self.name, device_type) for candidate in order}
+        for candidate, refusal in refusals.items():
+            if refusal is None and candidate == "reference":
+                return self.reference
+            if refusal is None:
+                return getattr(torch.ops.blockops, self.name).default
+        remedy = '; blockops.backend("reference") serves it slowly' if backend == "auto" else ""
+        return "; ".join(refusals.values()) + remedy
+
+
+def why_not(backend: str, op: str, device_type: str) -> str | None:
+    """Why `backend` does not serve `op` on `device_type`, in one sentence; None when it does."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "the triton backend has no kernels in this version: use native or reference"
+    if _library.why_missing is not None:
+        return _library.why_missing
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type)
+    if key and torch._C._dispatch_has_kernel_for_dispatch_key(f"blockops::{op}", key):
+        return None
+    return f"the native backend has no {op} kernel for {device_type} tensors in this build"
+
+
+def active_backend() -> str:
+    """The backend in force: that of the innermost `backend(...)`, else BLOCKOPS_BACKEND, or auto."""
+    return _active
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Serve every blockops call inside the block with one backend.
+
+    name: "auto" (the measured best for the device), "native" (the C++ and CUDA library), "triton",
+    or "reference" (the einsum formula in ordinary PyTorch ops). A backend that cannot serve a call
+    raises RuntimeError with the reason when that call comes. The choice holds for the whole process
+    while the block is open, other threads included; BLOCKOPS_BACKEND sets it from the start. Inside
+    a transform of torch.func and under forward-mode AD the reference always serves.
+
+    Raises ValueError for any other name.
+    """
+    global _active
+    before, _active = _active, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_active = _checked(os.environ.get("BLOCKOPS_BACKEND", "auto"), "BLOCKOPS_BACKEND")

@@ -1,0 +1,308 @@
+// quadratic and bilinear: schemas, Meta kernels, autograd, autocast. The kernels proper are in
+// bilinear_cpu.cpp.
+//
+// Both are faces of one trilinear form, T = sum_b W_kij x1_bi x2_bj g_bk. Its derivatives are the
+// same form with the operands in other places, so the ops below are closed under differentiation:
+// where a graph of the backward pass is wanted, it is composed of them, to any order.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "bilinear/checks.h"
+#include "core/autograd.h"
+
+namespace blockops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+using TwoTensors = std::tuple<Tensor, Tensor>;
+
+void define_schemas(torch::Library& library) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  library.def("quadratic(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", tags);
+  library.def("quadratic_grad_x(Tensor grad, Tensor x, Tensor weight) -> Tensor", tags);
+  library.def("quadratic_grad_weight(Tensor grad, Tensor x) -> Tensor", tags);
+  library.def("bilinear(Tensor x1, Tensor x2, Tensor weight, Tensor? bias=None) -> Tensor", tags);
+  library.def(
+      "bilinear_grad_inputs(Tensor grad, Tensor x1, Tensor x2, Tensor weight)"
+      " -> (Tensor, Tensor)",
+      tags);
+  library.def("bilinear_grad_weight(Tensor grad, Tensor x1, Tensor x2) -> Tensor", tags);
+}
+
+// ---- Meta: the checks, and the shape of the result ----
+
+Tensor quadratic_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  check_quadratic("quadratic", x, weight, bias);
+  return at::empty_symint(with_last_size(x, weight.sym_size(2)), x.options());
+}
+
+Tensor quadratic_grad_x_meta(const Tensor& grad, const Tensor& x, const Tensor& weight) {
+  check_quadratic("quadratic_grad_x", x, weight);
+  check_grad_of("quadratic_grad_x", "x", x, grad, weight, 2);
+  return at::empty_symint(x.sym_sizes(), x.options());
+}
+
+Tensor quadratic_grad_weight_meta(const Tensor& grad, const Tensor& x) {
+  check_vector_input("quadratic_grad_weight", "x", x);
+  check_grad("quadratic_grad_weight", "x", x, grad);
+  return at::empty_symint({x.sym_size(-1), x.sym_size(-1), grad.sym_size(-1)}, x.options());
+}
+
+Tensor bilinear_meta(const Tensor& x1, const Tensor& x2, const Tensor& weight,
+                     const OptionalTensor& bias) {
+  check_bilinear("bilinear", x1, x2, weight, bias);
+  return at::empty_symint(with_last_size(x1, weight.sym_size(0)), x1.options());
+}
+
+TwoTensors bilinear_grad_inputs_meta(const Tensor& grad, const Tensor& x1, const Tensor& x2,
+                                     const Tensor& weight) {
+  check_bilinear("bilinear_grad_inputs", x1, x2, weight);
+  check_grad_of("bilinear_grad_inputs", "x1", x1, grad, weight, 0);
+  return {at::empty_symint(x1.sym_sizes(), x1.options()),
+          at::empty_symint(x2.sym_sizes(), x2.options())};
+}
+
+Tensor bilinear_grad_weight_meta(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
+  check_vector_input("bilinear_grad_weight", "x1", x1);
+  check_like("bilinear_grad_weight", "x1", x1, "x2", x2);
+  check_leading("bilinear_grad_weight", x1, x2);
+  check_grad("bilinear_grad_weight", "x1", x1, grad);
+  return at::empty_symint({grad.sym_size(-1), x1.sym_size(-1), x2.sym_size(-1)}, x1.options());
+}
+
+// ---- calls through the dispatcher, one per op, in either namespace ----
+
+template <class N>
+Tensor quadratic(const Tensor& x, const Tensor& weight, const OptionalTensor& bias = {}) {
+  static auto op =
+      typed_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&), N>("quadratic");
+  return op.call(x, weight, bias);
+}
+
+template <class N>
+Tensor quadratic_grad_weight(const Tensor& grad, const Tensor& x) {
+  static auto op = typed_op<Tensor(const Tensor&, const Tensor&), N>("quadratic_grad_weight");
+  return op.call(grad, x);
+}
+
+template <class N>
+Tensor bilinear(const Tensor& x1, const Tensor& x2, const Tensor& weight,
+                const OptionalTensor& bias = {}) {
+  static auto op =
+      typed_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&), N>(
+          "bilinear");
+  return op.call(x1, x2, weight, bias);
+}
+
+template <class N>
+Tensor bilinear_grad_weight(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
+  static auto op =
+      typed_op<Tensor(const Tensor&, const Tensor&, const Tensor&), N>("bilinear_grad_weight");
+  return op.call(grad, x1, x2);
+}
+
+// The gradients with respect to the inputs have a fused kernel each. Grad mode during a backward
+// pass means that its graph is wanted (create_graph=True): then the same values are composed of
+// differentiable ops.
+
+template <class N>
+Tensor quadratic_grad_x(const Tensor& grad, const Tensor& x, const Tensor& weight) {
+  if (at::GradMode::is_enabled()) return bilinear<N>(x, grad, weight + weight.transpose(0, 1));
+  static auto op =
+      typed_op<Tensor(const Tensor&, const Tensor&, const Tensor&), N>("quadratic_grad_x");
+  return op.call(grad, x, weight);
+}
+
+template <class N>
+TwoTensors bilinear_grad_inputs(const Tensor& grad, const Tensor& x1, const Tensor& x2,
+                                const Tensor& weight, bool needs_x1, bool needs_x2) {
+  if (!needs_x1 && !needs_x2) return {};
+  if (at::GradMode::is_enabled()) {
+    return {needs_x1 ? bilinear<N>(x2, grad, weight.permute({1, 2, 0})) : Tensor(),
+            needs_x2 ? bilinear<N>(x1, grad, weight.permute({2, 1, 0})) : Tensor()};
+  }
+  static auto op =
+      typed_op<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&), N>(
+          "bilinear_grad_inputs");
+  return op.call(grad, x1, x2, weight);
+}
+
+// ---- autograd ----
+
+// A bias that was not given has no edge in the graph to ask about.
+bool needs_bias_grad(const AutogradContext* ctx, size_t edge) {
+  return ctx->saved_data.at("bias").toBool() && ctx->needs_input_grad(edge);
+}
+
+template <class N>
+struct QuadraticFunction : Function<QuadraticFunction<N>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
+                        const OptionalTensor& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["bias"] = bias.has_value();
+    return quadratic<N>(x, weight, bias);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1], &g = grads[0];
+    return {ctx->needs_input_grad(0) ? quadratic_grad_x<N>(g, x, weight) : Tensor(),
+            ctx->needs_input_grad(1) ? quadratic_grad_weight<N>(g, x) : Tensor(),
+            needs_bias_grad(ctx, 2) ? bias_gradient(g) : Tensor()};
+  }
+};
+
+template <class N>
+struct QuadraticGradWeightFunction : Function<QuadraticGradWeightFunction<N>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& x) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({grad, x});
+    return quadratic_grad_weight<N>(grad, x);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &g = saved[0], &x = saved[1], &v = grads[0];
+    return {ctx->needs_input_grad(0) ? quadratic<N>(x, v) : Tensor(),
+            ctx->needs_input_grad(1) ? quadratic_grad_x<N>(g, x, v) : Tensor()};
+  }
+};
+
+template <class N>
+struct BilinearFunction : Function<BilinearFunction<N>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x1, const Tensor& x2,
+                        const Tensor& weight, const OptionalTensor& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x1, x2, weight});
+    ctx->saved_data["bias"] = bias.has_value();
+    return bilinear<N>(x1, x2, weight, bias);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x1 = saved[0], &x2 = saved[1], &weight = saved[2], &g = grads[0];
+    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(
+        g, x1, x2, weight, ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    return {grad_x1, grad_x2,
+            ctx->needs_input_grad(2) ? bilinear_grad_weight<N>(g, x1, x2) : Tensor(),
+            needs_bias_grad(ctx, 3) ? bias_gradient(g) : Tensor()};
+  }
+};
+
+template <class N>
+struct BilinearGradWeightFunction : Function<BilinearGradWeightFunction<N>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& x1,
+                        const Tensor& x2) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({grad, x1, x2});
+    return bilinear_grad_weight<N>(grad, x1, x2);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &g = saved[0], &x1 = saved[1], &x2 = saved[2], &v = grads[0];
+    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(g, x1, x2, v, ctx->needs_input_grad(1),
+                                                      ctx->needs_input_grad(2));
+    return {ctx->needs_input_grad(0) ? bilinear<N>(x1, x2, v) : Tensor(), grad_x1, grad_x2};
+  }
+};
+
+template <class N>
+Tensor quadratic_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  if (needs_graph(x, weight, bias)) return QuadraticFunction<N>::apply(x, weight, bias);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return quadratic<N>(x, weight, bias);
+}
+
+template <class N>
+Tensor quadratic_grad_weight_autograd(const Tensor& grad, const Tensor& x) {
+  if (needs_graph(grad, x)) return QuadraticGradWeightFunction<N>::apply(grad, x);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return quadratic_grad_weight<N>(grad, x);
+}
+
+template <class N>
+Tensor bilinear_autograd(const Tensor& x1, const Tensor& x2, const Tensor& weight,
+                         const OptionalTensor& bias) {
+  if (needs_graph(x1, x2, weight, bias)) return BilinearFunction<N>::apply(x1, x2, weight, bias);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return bilinear<N>(x1, x2, weight, bias);
+}
+
+template <class N>
+Tensor bilinear_grad_weight_autograd(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
+  if (needs_graph(grad, x1, x2)) return BilinearGradWeightFunction<N>::apply(grad, x1, x2);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return bilinear_grad_weight<N>(grad, x1, x2);
+}
+
+// ---- autocast: lower-precision ops, as torch's matrix products are ----
+
+template <class N, c10::DeviceType device>
+Tensor quadratic_autocast(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  return quadratic<N>(at::autocast::cached_cast(dtype, x, device),
+                           at::autocast::cached_cast(dtype, weight, device),
+                           at::autocast::cached_cast(dtype, bias, device));
+}
+
+template <class N, c10::DeviceType device>
+Tensor bilinear_autocast(const Tensor& x1, const Tensor& x2, const Tensor& weight,
+                         const OptionalTensor& bias) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  return bilinear<N>(at::autocast::cached_cast(dtype, x1, device),
+                          at::autocast::cached_cast(dtype, x2, device),
+                          at::autocast::cached_cast(dtype, weight, device),
+                          at::autocast::cached_cast(dtype, bias, device));
+}
+
+void register_meta(torch::Library& library) {
+  library.impl("quadratic", &quadratic_meta);
+  library.impl("quadratic_grad_x", &quadratic_grad_x_meta);
+  library.impl("quadratic_grad_weight", &quadratic_grad_weight_meta);
+  library.impl("bilinear", &bilinear_meta);
+  library.impl("bilinear_grad_inputs", &bilinear_grad_inputs_meta);
+  library.impl("bilinear_grad_weight", &bilinear_grad_weight_meta);
+}
+
+template <class N>
+void register_autograd(torch::Library& library) {
+  library.impl("quadratic", &quadratic_autograd<N>);
+  library.impl("quadratic_grad_weight", &quadratic_grad_weight_autograd<N>);
+  library.impl("bilinear", &bilinear_autograd<N>);
+  library.impl("bilinear_grad_weight", &bilinear_grad_weight_autograd<N>);
+  // The fused kernels never stand in a graph that is differentiated: without this a direct call
+  // would have silently wrong second derivatives.
+  library.impl("quadratic_grad_x", torch::autograd::autogradNotImplementedFallback());
+  library.impl("bilinear_grad_inputs", torch::autograd::autogradNotImplementedFallback());
+}
+
+template <class N, c10::DeviceType device>
+void register_autocast(torch::Library& library) {
+  library.impl("quadratic", &quadratic_autocast<N, device>);
+  library.impl("bilinear", &bilinear_autocast<N, device>);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(blockops, library) { define_schemas(library); }
+TORCH_LIBRARY_IMPL(blockops, Meta, library) { register_meta(library); }
+TORCH_LIBRARY_IMPL(blockops, Autograd, library) { register_autograd<Native>(library); }
+TORCH_LIBRARY_IMPL(blockops, AutocastCPU, library) {
+  register_autocast<Native, c10::DeviceType::CPU>(library);
+}
+TORCH_LIBRARY_IMPL(blockops, AutocastCUDA, library) {
+  register_autocast<Native, c10::DeviceType::CUDA>(library);
+}
+
+}  // namespace blockops

@@ -1,0 +1,243 @@
+// quadratic and bilinear on the CPU: checks, dtypes and layouts, and the choice of schedule. The
+// passes themselves are in trilinear_cpu.h (tiles and matrix products) and trilinear_direct.h
+// (plain loops).
+//
+// bfloat16 and float16 are computed in float32, on float32 copies of the arguments.
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "bilinear/checks.h"
+#include "bilinear/trilinear_cpu.h"
+#include "bilinear/trilinear_direct.h"
+
+namespace blockops {
+namespace {
+
+using namespace cpu;
+
+// Multiply-adds up to which the plain loops win.
+constexpr int64_t kDirectWork = 1 << 15;
+// Outputs up to which bilinear pairs (k, i) instead of (i, j): m is then too short a side for the
+// matrix products that (i, j) would need.
+constexpr int64_t kFewOutputs = 8;
+
+// ---- quadratic: pairs (i, j) with i <= j, third slot k ----
+
+template <class T>
+Weight<T> symmetric(const T* W, int64_t n, int64_t m) {
+  return {Pairs{n, n, /*upper=*/true}, m, W, 0, 0};
+}
+
+template <class T>
+void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, const T* bias,
+                       T* y) {
+  if (B * n * n * m <= kDirectWork) {
+    direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
+  } else {
+    third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
+  }
+}
+
+template <class T>
+void quadratic_backward_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, const T* W,
+                          T* grad_x) {
+  if (B * n * n * m <= kDirectWork) {
+    direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
+  } else {
+    pair_pass<T>(symmetric(W, n, m), B, x, x, g, nullptr, grad_x, nullptr);
+  }
+}
+
+template <class T>
+void quadratic_backward_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x,
+                               T* grad_W) {
+  if (B * n * n * m <= kDirectWork) {
+    direct_matrix_pass<T>({B, n, n, m}, x, x, g, grad_W);
+  } else {
+    matrix_pass<T>(Pairs{n, n, /*upper=*/true}, m, B, x, x, g, grad_W, 0, 0);
+  }
+}
+
+// ---- bilinear: W (m, n1, n2) as pairs (i, j), third slot k; or as pairs (k, i), third slot j ----
+
+template <class T>
+Weight<T> pairs_ij(const T* W, int64_t n1, int64_t n2, int64_t m) {
+  return {Pairs{n1, n2, /*upper=*/false}, m, W, 1, n1 * n2};
+}
+
+template <class T>
+Weight<T> pairs_ki(const T* W, int64_t n1, int64_t n2, int64_t m) {
+  return {Pairs{m, n1, /*upper=*/false}, n2, W, n2, 1};
+}
+
+template <class T>
+void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1, const T* x2,
+                      const T* W, const T* bias, T* y) {
+  if (B * n1 * n2 * m <= kDirectWork) {
+    direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
+  } else if (m <= kFewOutputs) {
+    pair_pass<T>(pairs_ki(W, n1, n2, m), B, nullptr, x1, x2, bias, y, nullptr);
+  } else {
+    third_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, bias, y);
+  }
+}
+
+template <class T>
+void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g,
+                              const T* x1, const T* x2, const T* W, T* grad_x1, T* grad_x2) {
+  if (B * n1 * n2 * m <= kDirectWork) {
+    direct_pair_pass<T>({B, m, n1, n2}, W, g, nullptr, x2, nullptr, nullptr, grad_x1);
+    direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
+  } else if (m <= kFewOutputs) {
+    pair_pass<T>(pairs_ki(W, n1, n2, m), B, g, nullptr, x2, nullptr, nullptr, grad_x1);
+    third_pass<T>(pairs_ki(W, n1, n2, m), B, g, x1, nullptr, grad_x2);
+  } else {
+    pair_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, g, nullptr, grad_x1, grad_x2);
+  }
+}
+
+template <class T>
+void bilinear_backward_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g,
+                              const T* x1, const T* x2, T* grad_W) {
+  if (B * n1 * n2 * m <= kDirectWork) {
+    direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
+  } else if (m <= kFewOutputs) {
+    matrix_pass<T>(Pairs{m, n1, false}, n2, B, g, x1, x2, grad_W, n2, 1);
+  } else {
+    matrix_pass<T>(Pairs{n1, n2, false}, m, B, x1, x2, g, grad_W, 1, n1 * n2);
+  }
+}
+
+// ---- tensors to pointers ----
+
+at::ScalarType compute_dtype(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Contiguous, of the dtype that the passes compute in: the tensor itself where it is that already.
+Tensor operand(const Tensor& tensor) { return tensor.to(compute_dtype(tensor)).contiguous(); }
+
+Tensor operand(const OptionalTensor& tensor) { return tensor ? operand(*tensor) : Tensor(); }
+
+template <class T>
+const T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+Tensor result(at::IntArrayRef sizes, const Tensor& like) {
+  return at::empty(sizes, at::TensorOptions().dtype(compute_dtype(like)).device(like.device()));
+}
+
+int64_t batch_of(const Tensor& x) {
+  int64_t batch = 1;
+  for (int64_t axis = 0; axis + 1 < x.dim(); ++axis) batch *= x.size(axis);
+  return batch;
+}
+
+Tensor quadratic_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  check_quadratic("quadratic", x, weight, bias);
+  const int64_t n = x.size(-1), m = weight.size(2);
+  auto sizes = x.sizes().vec();
+  sizes.back() = m;
+  const Tensor x_in = operand(x), weight_in = operand(weight), bias_in = operand(bias);
+  const Tensor y = result(sizes, x);
+  AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "quadratic", [&] {
+    quadratic_forward<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(x_in),
+                                pointer<scalar_t>(weight_in), pointer<scalar_t>(bias_in),
+                                y.mutable_data_ptr<scalar_t>());
+  });
+  return y.to(x.scalar_type());
+}
+
+Tensor quadratic_grad_x_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight) {
+  check_quadratic("quadratic_grad_x", x, weight);
+  check_grad_of("quadratic_grad_x", "x", x, grad, weight, 2);
+  const int64_t n = x.size(-1), m = weight.size(2);
+  const Tensor g_in = operand(grad), x_in = operand(x), weight_in = operand(weight);
+  const Tensor grad_x = result(x.sizes(), x);
+  AT_DISPATCH_FLOATING_TYPES(grad_x.scalar_type(), "quadratic_grad_x", [&] {
+    quadratic_backward_x<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in),
+                                   pointer<scalar_t>(x_in), pointer<scalar_t>(weight_in),
+                                   grad_x.mutable_data_ptr<scalar_t>());
+  });
+  return grad_x.to(x.scalar_type());
+}
+
+Tensor quadratic_grad_weight_cpu(const Tensor& grad, const Tensor& x) {
+  check_vector_input("quadratic_grad_weight", "x", x);
+  check_grad("quadratic_grad_weight", "x", x, grad);
+  const int64_t n = x.size(-1), m = grad.size(-1);
+  const Tensor g_in = operand(grad), x_in = operand(x);
+  const Tensor grad_weight = result({n, n, m}, x);
+  AT_DISPATCH_FLOATING_TYPES(grad_weight.scalar_type(), "quadratic_grad_weight", [&] {
+    quadratic_backward_weight<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in),
+                                        pointer<scalar_t>(x_in),
+                                        grad_weight.mutable_data_ptr<scalar_t>());
+  });
+  return grad_weight.to(x.scalar_type());
+}
+
+Tensor bilinear_cpu(const Tensor& x1, const Tensor& x2, const Tensor& weight,
+                    const OptionalTensor& bias) {
+  check_bilinear("bilinear", x1, x2, weight, bias);
+  const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = weight.size(0);
+  auto sizes = x1.sizes().vec();
+  sizes.back() = m;
+  const Tensor x1_in = operand(x1), x2_in = operand(x2), weight_in = operand(weight);
+  const Tensor bias_in = operand(bias), y = result(sizes, x1);
+  AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "bilinear", [&] {
+    bilinear_forward<scalar_t>(batch_of(x1), n1, n2, m, pointer<scalar_t>(x1_in),
+                               pointer<scalar_t>(x2_in), pointer<scalar_t>(weight_in),
+                               pointer<scalar_t>(bias_in), y.mutable_data_ptr<scalar_t>());
+  });
+  return y.to(x1.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> bilinear_grad_inputs_cpu(const Tensor& grad, const Tensor& x1,
+                                                    const Tensor& x2, const Tensor& weight) {
+  check_bilinear("bilinear_grad_inputs", x1, x2, weight);
+  check_grad_of("bilinear_grad_inputs", "x1", x1, grad, weight, 0);
+  const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = weight.size(0);
+  const Tensor g_in = operand(grad), weight_in = operand(weight);
+  const Tensor x1_in = operand(x1), x2_in = operand(x2);
+  const Tensor grad_x1 = result(x1.sizes(), x1), grad_x2 = result(x2.sizes(), x2);
+  AT_DISPATCH_FLOATING_TYPES(grad_x1.scalar_type(), "bilinear_grad_inputs", [&] {
+    bilinear_backward_inputs<scalar_t>(
+        batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x1_in),
+        pointer<scalar_t>(x2_in), pointer<scalar_t>(weight_in),
+        grad_x1.mutable_data_ptr<scalar_t>(), grad_x2.mutable_data_ptr<scalar_t>());
+  });
+  return {grad_x1.to(x1.scalar_type()), grad_x2.to(x2.scalar_type())};
+}
+
+Tensor bilinear_grad_weight_cpu(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
+  check_vector_input("bilinear_grad_weight", "x1", x1);
+  check_like("bilinear_grad_weight", "x1", x1, "x2", x2);
+  check_leading("bilinear_grad_weight", x1, x2);
+  check_grad("bilinear_grad_weight", "x1", x1, grad);
+  const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = grad.size(-1);
+  const Tensor g_in = operand(grad), x1_in = operand(x1), x2_in = operand(x2);
+  const Tensor grad_weight = result({m, n1, n2}, x1);
+  AT_DISPATCH_FLOATING_TYPES(grad_weight.scalar_type(), "bilinear_grad_weight", [&] {
+    bilinear_backward_weight<scalar_t>(batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in),
+                                       pointer<scalar_t>(x1_in), pointer<scalar_t>(x2_in),
+                                       grad_weight.mutable_data_ptr<scalar_t>());
+  });
+  return grad_weight.to(x1.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(blockops, CPU, library) {
+  library.impl("quadratic", &quadratic_cpu);
+  library.impl("quadratic_grad_x", &quadratic_grad_x_cpu);
+  library.impl("quadratic_grad_weight", &quadratic_grad_weight_cpu);
+  library.impl("bilinear", &bilinear_cpu);
+  library.impl("bilinear_grad_inputs", &bilinear_grad_inputs_cpu);
+  library.impl("bilinear_grad_weight", &bilinear_grad_weight_cpu);
+}
+
+}  // namespace blockops

@@ -1,0 +1,57 @@
+// What every op's autograd needs: typed calls through the dispatcher, by namespace, so that one
+// backward formula serves each set of kernels; the test for the path without a graph; and the
+// gradient of a bias.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/sum.h>
+
+#include <numeric>
+#include <optional>
+#include <string>
+
+namespace blockops {
+
+// The namespaces of torch.ops under which the schemas stand.
+struct Native {
+  static constexpr const char* name = "blockops";
+};
+
+// The dispatcher's handle of Namespace::op, for calls of C++ type Signature.
+template <class Signature, class Namespace>
+auto typed_op(const char* op) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((std::string(Namespace::name) + "::" + op).c_str(), "")
+      .template typed<Signature>();
+}
+
+inline bool wants_graph(const at::Tensor& tensor) {
+  // Forward-mode tangents count: on the fast path a jvp would be silently zero, with them the
+  // graph's construction raises autograd's own error.
+  return (tensor.requires_grad() && at::GradMode::is_enabled()) || tensor._fw_grad(0).defined();
+}
+inline bool wants_graph(const std::optional<at::Tensor>& tensor) {
+  return tensor && wants_graph(*tensor);
+}
+
+// Whether a call must record a graph node for any of its inputs.
+template <class... Tensors>
+bool needs_graph(const Tensors&... inputs) {
+  return (wants_graph(inputs) || ...);
+}
+
+// The sum of grad (*, m) over its leading dimensions.
+inline at::Tensor bias_gradient(const at::Tensor& grad) {
+  if (grad.dim() == 1) return grad;
+  c10::SmallVector<int64_t, 5> leading(grad.dim() - 1);
+  std::iota(leading.begin(), leading.end(), 0);
+  if (grad.sym_size(-1) != 1) return at::sum(grad, leading);
+  // ATen sums to a single element in as many parts as there are threads, so that its bits change
+  // with the number of threads; to two elements it does not. The second column costs no memory.
+  c10::SymDimVector two_columns(grad.sym_sizes().begin(), grad.sym_sizes().end());
+  two_columns.back() = 2;
+  return at::sum(grad.expand_symint(two_columns), leading).narrow(0, 0, 1);
+}
+
+}  // namespace blockops
