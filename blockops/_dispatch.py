@@ -1,8 +1,8 @@
 """The one place that chooses a backend for a call.
 
-A backend serves an op on a device, or says in one sentence why it does not. ``auto`` takes the first
-of ``_AUTO_ORDER`` that serves; on devices that have kernels it never falls back to the reference in
-silence, because the reference is slow: whoever wants it asks for it by name.
+A backend serves an op on a device, or says in one sentence why it does not. ``auto`` takes the
+first of ``_AUTO_ORDER`` that serves; on devices that have kernels it never falls back to the
+reference in silence, because the reference is slow: whoever wants it asks for it by name.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def why_not(backend: str, op: str, device_type: str) -> str | None:
 
 
 def active_backend() -> str:
-    """The backend in force: that of the innermost `backend(...)`, else BLOCKOPS_BACKEND, or auto."""
+    """The backend in force: the innermost `backend(...)`'s, else BLOCKOPS_BACKEND's, else auto."""
     return _active
 
 

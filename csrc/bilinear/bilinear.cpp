@@ -188,8 +188,8 @@ struct BilinearFunction : Function<BilinearFunction<N>> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto &x1 = saved[0], &x2 = saved[1], &weight = saved[2], &g = grads[0];
-    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(
-        g, x1, x2, weight, ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(g, x1, x2, weight, ctx->needs_input_grad(0),
+                                                      ctx->needs_input_grad(1));
     return {grad_x1, grad_x2,
             ctx->needs_input_grad(2) ? bilinear_grad_weight<N>(g, x1, x2) : Tensor(),
             needs_bias_grad(ctx, 3) ? bias_gradient(g) : Tensor()};
@@ -207,8 +207,8 @@ struct BilinearGradWeightFunction : Function<BilinearGradWeightFunction<N>> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto &g = saved[0], &x1 = saved[1], &x2 = saved[2], &v = grads[0];
-    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(g, x1, x2, v, ctx->needs_input_grad(1),
-                                                      ctx->needs_input_grad(2));
+    auto [grad_x1, grad_x2] =
+        bilinear_grad_inputs<N>(g, x1, x2, v, ctx->needs_input_grad(1), ctx->needs_input_grad(2));
     return {ctx->needs_input_grad(0) ? bilinear<N>(x1, x2, v) : Tensor(), grad_x1, grad_x2};
   }
 };
@@ -250,8 +250,8 @@ Tensor quadratic_autocast(const Tensor& x, const Tensor& weight, const OptionalT
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const auto dtype = at::autocast::get_autocast_dtype(device);
   return quadratic<N>(at::autocast::cached_cast(dtype, x, device),
-                           at::autocast::cached_cast(dtype, weight, device),
-                           at::autocast::cached_cast(dtype, bias, device));
+                      at::autocast::cached_cast(dtype, weight, device),
+                      at::autocast::cached_cast(dtype, bias, device));
 }
 
 template <class N, c10::DeviceType device>
@@ -261,9 +261,9 @@ Tensor bilinear_autocast(const Tensor& x1, const Tensor& x2, const Tensor& weigh
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const auto dtype = at::autocast::get_autocast_dtype(device);
   return bilinear<N>(at::autocast::cached_cast(dtype, x1, device),
-                          at::autocast::cached_cast(dtype, x2, device),
-                          at::autocast::cached_cast(dtype, weight, device),
-                          at::autocast::cached_cast(dtype, bias, device));
+                     at::autocast::cached_cast(dtype, x2, device),
+                     at::autocast::cached_cast(dtype, weight, device),
+                     at::autocast::cached_cast(dtype, bias, device));
 }
 
 void register_meta(torch::Library& library) {

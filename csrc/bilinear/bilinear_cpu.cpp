@@ -12,6 +12,7 @@
 #include "bilinear/checks.h"
 #include "bilinear/trilinear_cpu.h"
 #include "bilinear/trilinear_direct.h"
+#include "bilinear/trilinear_narrow.h"
 
 namespace blockops {
 namespace {
@@ -36,6 +37,8 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
                        T* y) {
   if (B * n * n * m <= kDirectWork) {
     direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
+  } else if (narrow_serves(B, m)) {
+    narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else {
     third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   }
@@ -46,18 +49,19 @@ void quadratic_backward_x(int64_t B, int64_t n, int64_t m, const T* g, const T* 
                           T* grad_x) {
   if (B * n * n * m <= kDirectWork) {
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
+  } else if (narrow_serves(B, m)) {
+    narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, grad_x);
   } else {
     pair_pass<T>(symmetric(W, n, m), B, x, x, g, nullptr, grad_x, nullptr);
   }
 }
 
 template <class T>
-void quadratic_backward_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x,
-                               T* grad_W) {
+void quadratic_backward_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x, T* grad_W) {
   if (B * n * n * m <= kDirectWork) {
     direct_matrix_pass<T>({B, n, n, m}, x, x, g, grad_W);
   } else {
-    matrix_pass<T>(Pairs{n, n, /*upper=*/true}, m, B, x, x, g, grad_W, 0, 0);
+    symmetric_matrix_pass<T>(n, m, B, x, g, grad_W);
   }
 }
 
@@ -78,6 +82,8 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
                       const T* W, const T* bias, T* y) {
   if (B * n1 * n2 * m <= kDirectWork) {
     direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
+  } else if (narrow_serves(B, m)) {
+    narrow_third_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, bias, y);
   } else if (m <= kFewOutputs) {
     pair_pass<T>(pairs_ki(W, n1, n2, m), B, nullptr, x1, x2, bias, y, nullptr);
   } else {
@@ -86,11 +92,13 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
 }
 
 template <class T>
-void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g,
-                              const T* x1, const T* x2, const T* W, T* grad_x1, T* grad_x2) {
+void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
+                              const T* x2, const T* W, T* grad_x1, T* grad_x2) {
   if (B * n1 * n2 * m <= kDirectWork) {
     direct_pair_pass<T>({B, m, n1, n2}, W, g, nullptr, x2, nullptr, nullptr, grad_x1);
     direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
+  } else if (narrow_serves(B, m)) {
+    narrow_pair_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   } else if (m <= kFewOutputs) {
     pair_pass<T>(pairs_ki(W, n1, n2, m), B, g, nullptr, x2, nullptr, nullptr, grad_x1);
     third_pass<T>(pairs_ki(W, n1, n2, m), B, g, x1, nullptr, grad_x2);
@@ -100,8 +108,8 @@ void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, cons
 }
 
 template <class T>
-void bilinear_backward_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g,
-                              const T* x1, const T* x2, T* grad_W) {
+void bilinear_backward_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
+                              const T* x2, T* grad_W) {
   if (B * n1 * n2 * m <= kDirectWork) {
     direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
   } else if (m <= kFewOutputs) {
@@ -128,7 +136,10 @@ const T* pointer(const Tensor& tensor) {
 }
 
 Tensor result(at::IntArrayRef sizes, const Tensor& like) {
-  return at::empty(sizes, at::TensorOptions().dtype(compute_dtype(like)).device(like.device()));
+  const auto options = at::TensorOptions().dtype(compute_dtype(like)).device(like.device());
+  const Tensor tensor = at::empty(sizes, options);
+  advise_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
+  return tensor;
 }
 
 int64_t batch_of(const Tensor& x) {

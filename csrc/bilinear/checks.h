@@ -23,8 +23,8 @@ inline void check_leading(const char* op, const Tensor& x1, const Tensor& x2) {
                     ", got ", sizes_text(x2.sym_sizes()));
 }
 
-inline void check_bilinear(const char* op, const Tensor& x1, const Tensor& x2,
-                           const Tensor& weight, const OptionalTensor& bias = {}) {
+inline void check_bilinear(const char* op, const Tensor& x1, const Tensor& x2, const Tensor& weight,
+                           const OptionalTensor& bias = {}) {
   check_vector_input(op, "x1", x1);
   check_vector_input(op, "x2", x2);
   check_like(op, "x1", x1, "x2", x2);

@@ -29,10 +29,9 @@ inline std::string sizes_text(c10::SymIntArrayRef sizes) {
 // The first argument of an op: a floating tensor of at least one dimension.
 inline void check_vector_input(const char* op, const char* name, const Tensor& x) {
   const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                       dtype == at::kHalf,
-                   op, ": ", name, " must be float64, float32, bfloat16 or float16, got ",
-                   dtype_name(x));
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      op, ": ", name, " must be float64, float32, bfloat16 or float16, got ", dtype_name(x));
   TORCH_CHECK_VALUE(x.dim() > 0, op, ": ", name, " must have at least one dimension, got ()");
 }
 

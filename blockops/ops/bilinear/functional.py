@@ -13,7 +13,7 @@ def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The quadratic layer, y_k = sum_ij weight_ijk x_i x_j + bias_k.
 
     x: (*, n), any leading dimensions, or none. weight: (n, n, m), as it stands in the formula.
-    bias: (m) or None. All of one floating dtype (float64, float32, bfloat16, float16) on one device.
+    bias: (m) or None. All of one dtype, float64, float32, bfloat16 or float16, on one device.
     Returns (*, m) in that dtype.
 
     Only weight_ijk + weight_jik matters, and the kernels use it: they visit the pairs i <= j only,
@@ -41,7 +41,7 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None)
     torch.nn.functional.bilinear.
 
     x1: (*, n1) and x2: (*, n2) with the same leading dimensions, or none. weight: (m, n1, n2).
-    bias: (m) or None. All of one floating dtype (float64, float32, bfloat16, float16) on one device.
+    bias: (m) or None. All of one dtype, float64, float32, bfloat16 or float16, on one device.
     Returns (*, m) in that dtype.
 
     bfloat16 and float16 accumulate in float32; float32 stays float32. The result has the same bits

@@ -1,0 +1,210 @@
+// The third and the pair pass of trilinear_cpu.h for a third slot of few features (n3 <= 12), where
+// a matrix product would be too thin: M[uv, :] c is summed in registers instead, for a block of
+// batch rows at a time. Needs the 32 registers of 64 bytes that AVX-512 has; narrow_serves() says
+// whether this machine has them, and where not the tiles of trilinear_cpu.h serve these shapes too.
+#pragma once
+#include "bilinear/trilinear_cpu.h"
+
+namespace blockops::cpu {
+
+constexpr int64_t kNarrow = 12;
+constexpr int64_t kNarrowBatch = 64;  // fewer rows leave the blocks empty
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BLOCKOPS_AVX512 __attribute__((target("arch=x86-64-v4")))
+inline bool has_avx512() {
+  static const bool supported =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512cd");
+  return supported;
+}
+#else
+#define BLOCKOPS_AVX512
+inline bool has_avx512() { return false; }
+#endif
+
+inline bool narrow_serves(int64_t batch, int64_t n3) {
+  return n3 <= kNarrow && batch >= kNarrowBatch && has_avx512();
+}
+
+// A block of `lanes` batch rows in `vectors` registers; M * vectors accumulators fit.
+template <class T, int M>
+struct Block {
+  typedef T Vector __attribute__((vector_size(64)));
+  static constexpr int vectors = M <= 4 ? 4 : 2;
+  static constexpr int64_t lanes = vectors * static_cast<int64_t>(sizeof(Vector) / sizeof(T));
+};
+
+// c_t = sum_uv M[uv, t] a_u b_v for one block; a, b and c are (features, lanes), M has rows of n3.
+template <class T, int M>
+BLOCKOPS_AVX512 void narrow_third_block(const Pairs& pairs, const T* weight, const T* a_rows,
+                                        const T* b_rows, T* c_rows) {
+  using Vector = typename Block<T, M>::Vector;
+  constexpr int vectors = Block<T, M>::vectors;
+  const auto* const a = reinterpret_cast<const Vector*>(a_rows);
+  const auto* const b = reinterpret_cast<const Vector*>(b_rows);
+  Vector c[M][vectors] = {};
+  for (int64_t u = 0; u < pairs.n1; ++u) {
+    Vector sum[M][vectors] = {};
+    for (int64_t v = pairs.first_v(u); v < pairs.n2; ++v, weight += M)
+      for (int t = 0; t < M; ++t)
+        for (int i = 0; i < vectors; ++i) sum[t][i] += weight[t] * b[v * vectors + i];
+    for (int t = 0; t < M; ++t)
+      for (int i = 0; i < vectors; ++i) c[t][i] += sum[t][i] * a[u * vectors + i];
+  }
+  for (int t = 0; t < M; ++t)
+    for (int i = 0; i < vectors; ++i) reinterpret_cast<Vector*>(c_rows)[t * vectors + i] = c[t][i];
+}
+
+// With A_uv = sum_t M[uv, t] c_t: grad_a_u += sum_v A_uv b_v and grad_b_v += sum_u A_uv a_u for one
+// block. grad_a may be grad_b.
+template <class T, int M>
+BLOCKOPS_AVX512 void narrow_pair_block(const Pairs& pairs, const T* weight, const T* a_rows,
+                                       const T* b_rows, const T* c_rows, T* grad_a_rows,
+                                       T* grad_b_rows) {
+  using Vector = typename Block<T, M>::Vector;
+  constexpr int vectors = Block<T, M>::vectors;
+  const auto* const a = reinterpret_cast<const Vector*>(a_rows);
+  const auto* const b = reinterpret_cast<const Vector*>(b_rows);
+  auto* const grad_a = reinterpret_cast<Vector*>(grad_a_rows);
+  auto* const grad_b = reinterpret_cast<Vector*>(grad_b_rows);
+  Vector c[M][vectors];
+  for (int t = 0; t < M; ++t)
+    for (int i = 0; i < vectors; ++i)
+      c[t][i] = reinterpret_cast<const Vector*>(c_rows)[t * vectors + i];
+  for (int64_t u = 0; u < pairs.n1; ++u) {
+    Vector a_u[vectors], to_a[vectors] = {};
+    for (int i = 0; i < vectors; ++i) a_u[i] = a[u * vectors + i];
+    for (int64_t v = pairs.first_v(u); v < pairs.n2; ++v, weight += M) {
+      Vector A[vectors] = {};
+      for (int t = 0; t < M; ++t)
+        for (int i = 0; i < vectors; ++i) A[i] += weight[t] * c[t][i];
+      for (int i = 0; i < vectors; ++i) to_a[i] += A[i] * b[v * vectors + i];
+      for (int i = 0; i < vectors; ++i) grad_b[v * vectors + i] += A[i] * a_u[i];
+    }
+    for (int i = 0; i < vectors; ++i) grad_a[u * vectors + i] += to_a[i];
+  }
+}
+
+// Rows [begin, begin + lanes) of in (batch, features), transposed to (features, lanes); rows past
+// the batch are zero.
+template <class T>
+void load_block(const T* in, int64_t features, int64_t begin, int64_t batch, int64_t lanes,
+                T* out) {
+  const int64_t rows = std::min(lanes, batch - begin);
+  if (rows < lanes) std::fill(out, out + features * lanes, T(0));
+  transpose(in + begin * features, features, rows, features, out, lanes);
+}
+
+// The way back, with a bias (features) or null.
+template <class T>
+void store_block(T* in, const T* bias, int64_t features, int64_t begin, int64_t batch,
+                 int64_t lanes, T* out) {
+  const int64_t rows = std::min(lanes, batch - begin);
+  if (bias)
+    for (int64_t f = 0; f < features; ++f) add_constant(in + f * lanes, bias[f], rows);
+  transpose(in, lanes, features, rows, out + begin * features, features);
+}
+
+// Runs body(block's first row, scratch) for each block of rows.
+template <class T, class Body>
+void for_each_block(int64_t batch, int64_t lanes, int64_t scratch_size, const Body& body) {
+  const int64_t blocks = ceil_div(batch, lanes);
+  const int64_t part_blocks = ceil_div(blocks, kTasks);
+  for_each_part(ceil_div(blocks, part_blocks), [&](int64_t part) {
+    const Buffer<T> scratch(scratch_size);
+    const int64_t end = std::min(blocks, (part + 1) * part_blocks);
+    for (int64_t block = part * part_blocks; block < end; ++block)
+      body(block * lanes, scratch.get());
+  });
+}
+
+template <class T, int M>
+void narrow_third(const Pairs& pairs, const T* weight, int64_t batch, const T* a, const T* b,
+                  const T* bias, T* c) {
+  constexpr int64_t lanes = Block<T, M>::lanes;
+  const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
+  for_each_block<T>(batch, lanes, size_a + size_b + M * lanes, [&](int64_t row, T* block_a) {
+    T* const block_b = pairs.upper ? block_a : block_a + size_a;
+    T* const block_c = block_a + size_a + size_b;
+    load_block(a, pairs.n1, row, batch, lanes, block_a);
+    if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
+    narrow_third_block<T, M>(pairs, weight, block_a, block_b, block_c);
+    store_block(block_c, bias, M, row, batch, lanes, c);
+  });
+}
+
+template <class T, int M>
+void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a, const T* b,
+                 const T* c, T* grad_a, T* grad_b) {
+  constexpr int64_t lanes = Block<T, M>::lanes;
+  const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
+  const int64_t size = size_a + size_b;
+  for_each_block<T>(batch, lanes, 2 * size + M * lanes, [&](int64_t row, T* block_a) {
+    T* const block_b = pairs.upper ? block_a : block_a + size_a;
+    T* const to_a = block_a + size;
+    T* const to_b = pairs.upper ? to_a : to_a + size_a;
+    T* const block_c = to_a + size;
+    load_block(a, pairs.n1, row, batch, lanes, block_a);
+    if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
+    load_block(c, M, row, batch, lanes, block_c);
+    std::fill(to_a, to_a + size, T(0));
+    narrow_pair_block<T, M>(pairs, weight, block_a, block_b, block_c, to_a, to_b);
+    store_block<T>(to_a, nullptr, pairs.n1, row, batch, lanes, grad_a);
+    if (!pairs.upper) store_block<T>(to_b, nullptr, pairs.n2, row, batch, lanes, grad_b);
+  });
+}
+
+// Calls body with n3 as a constant of its type: the accumulators must be registers.
+template <class Body>
+void with_constant(int64_t n3, const Body& body) {
+  switch (n3) {
+    case 1:
+      return body(std::integral_constant<int, 1>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 5:
+      return body(std::integral_constant<int, 5>());
+    case 6:
+      return body(std::integral_constant<int, 6>());
+    case 7:
+      return body(std::integral_constant<int, 7>());
+    case 8:
+      return body(std::integral_constant<int, 8>());
+    case 9:
+      return body(std::integral_constant<int, 9>());
+    case 10:
+      return body(std::integral_constant<int, 10>());
+    case 11:
+      return body(std::integral_constant<int, 11>());
+    default:
+      return body(std::integral_constant<int, 12>());
+  }
+}
+
+// third_pass for narrow_serves(batch, n3).
+template <class T>
+void narrow_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b,
+                       const T* bias, T* c) {
+  const Buffer<T> rows = weight_rows(weight);
+  with_constant(weight.n3, [&](auto n3) {
+    narrow_third<T, n3>(weight.pairs, rows.get(), batch, a, b, bias, c);
+  });
+}
+
+// pair_pass for narrow_serves(batch, n3), both gradients wanted.
+template <class T>
+void narrow_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
+                      T* grad_a, T* grad_b) {
+  const Buffer<T> rows = weight_rows(weight);
+  with_constant(weight.n3, [&](auto n3) {
+    narrow_pair<T, n3>(weight.pairs, rows.get(), batch, a, b, c, grad_a, grad_b);
+  });
+}
+
+}  // namespace blockops::cpu

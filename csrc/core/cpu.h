@@ -1,0 +1,64 @@
+// What the CPU kernels share: scratch memory, parallel parts with fixed bits, and ATen's matrix
+// product on plain pointers.
+#pragma once
+#include <ATen/Parallel.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm_cpu_dispatch.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <algorithm>
+
+#include "core/huge_pages.h"
+
+namespace blockops::cpu {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+class Buffer {  // aligned, uninitialised
+ public:
+  explicit Buffer(int64_t size) : data_(c10::GetCPUAllocator()->allocate(size * sizeof(T))) {
+    advise_huge_pages(get(), size * sizeof(T));
+  }
+  T* get() const { return static_cast<T*>(data_.get()); }
+
+ private:
+  c10::DataPtr data_;
+};
+
+template <class T>
+struct Matrix {  // a strided view
+  T* data;
+  int64_t rows, cols, row_stride, col_stride;
+  Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
+};
+
+// out = a b, or out += a b: ATen's matrix product, straight to its CPU kernel. In a parallel region
+// it runs on the calling thread.
+template <class T>
+void multiply(Matrix<const T> a, Matrix<const T> b, Matrix<T> out, bool accumulate) {
+  const auto view = [](auto matrix) {
+    return at::from_blob(const_cast<T*>(matrix.data), {matrix.rows, matrix.cols},
+                         {matrix.row_stride, matrix.col_stride},
+                         at::TensorOptions(c10::CppTypeToScalarType<T>::value));
+  };
+  auto result = view(out);
+  if (accumulate) {
+    at::cpu::addmm_(result, view(a), view(b));
+  } else {
+    at::cpu::mm_out(result, view(a), view(b));
+  }
+}
+
+// Runs body(part) for every part in [0, count). at::parallel_for would run a single part outside of
+// a parallel region, where ATen's product takes threads of its own and other bits with them: an
+// empty second part keeps the region.
+template <class Body>
+void for_each_part(int64_t count, const Body& body) {
+  at::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < std::min(last, count); ++part) body(part);
+  });
+}
+
+}  // namespace blockops::cpu
