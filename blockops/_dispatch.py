@@ -6,11 +6,13 @@ reference in silence, because the reference is slow: whoever wants it asks for i
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _library
@@ -31,9 +33,10 @@ class Op:
     (and torch.compile sees a constant).
     """
 
-    def __init__(self, name: str, reference: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, name: str, reference: Callable[..., Tensor]) -> None:
         self.name = name
         self.reference = reference
+        self._parameters = tuple(inspect.signature(reference).parameters.values())
         OPS[name] = self
         self._choices = {
             (backend, device_type): self._choose(backend, device_type)
@@ -41,21 +44,35 @@ class Op:
             for device_type in _AUTO_ORDER
         }
 
-    def __call__(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
-        # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
-        # reference is made of PyTorch's own differentiable ops and serves both.
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return self.reference(x, *args)
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{self.name}: the input must be a tensor, got {type(x).__name__}")
-        choice = self._choices.get((_active, x.device.type))
-        if choice is None:
-            choice = self._choose(_active, x.device.type)
-        if isinstance(choice, str):
-            raise RuntimeError(f"{self.name}: {choice}")
-        return choice(x, *args)
+    def __call__(self, *args: Any) -> Tensor:
+        try:
+            # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
+            # reference is made of PyTorch's own differentiable ops and serves both.
+            if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+                return self.reference(*args)
+            device_type = args[0].device.type
+            choice = self._choices.get((_active, device_type))
+            if choice is None:
+                choice = self._choose(_active, device_type)
+            if isinstance(choice, str):
+                raise RuntimeError(f"{self.name}: {choice}")
+            return choice(*args)
+        except (AttributeError, RuntimeError, TypeError):
+            self._check_tensors(args)  # only now: the check would cost every call
+            raise
 
-    def _choose(self, backend: str, device_type: str) -> Callable[..., torch.Tensor] | str:
+    def _check_tensors(self, args: tuple[Any, ...]) -> None:
+        """Name the argument that should have been a tensor, if that is what went wrong."""
+        for parameter, argument in zip(self._parameters, args, strict=False):
+            optional = parameter.annotation == Tensor | None
+            if isinstance(argument, Tensor) or not (optional or parameter.annotation is Tensor):
+                continue
+            if argument is not None or not optional:
+                raise TypeError(
+                    f"{self.name}: {parameter.name} must be a tensor, got {type(argument).__name__}"
+                ) from None
+
+    def _choose(self, backend: str, device_type: str) -> Callable[..., Tensor] | str:
         """What serves the op, or why nothing does."""
         order = _AUTO_ORDER.get(device_type, ("reference",)) if backend == "auto" else (backend,)
         refusals = {candidate: why_not(candidate, self.name, device_type) for candidate in order}

@@ -72,9 +72,7 @@ TwoTensors bilinear_grad_inputs_meta(const Tensor& grad, const Tensor& x1, const
 }
 
 Tensor bilinear_grad_weight_meta(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
-  check_vector_input("bilinear_grad_weight", "x1", x1);
-  check_like("bilinear_grad_weight", "x1", x1, "x2", x2);
-  check_leading("bilinear_grad_weight", x1, x2);
+  check_inputs("bilinear_grad_weight", x1, x2);
   check_grad("bilinear_grad_weight", "x1", x1, grad);
   return at::empty_symint({grad.sym_size(-1), x1.sym_size(-1), x2.sym_size(-1)}, x1.options());
 }

@@ -225,9 +225,7 @@ std::tuple<Tensor, Tensor> bilinear_grad_inputs_cpu(const Tensor& grad, const Te
 }
 
 Tensor bilinear_grad_weight_cpu(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
-  check_vector_input("bilinear_grad_weight", "x1", x1);
-  check_like("bilinear_grad_weight", "x1", x1, "x2", x2);
-  check_leading("bilinear_grad_weight", x1, x2);
+  check_inputs("bilinear_grad_weight", x1, x2);
   check_grad("bilinear_grad_weight", "x1", x1, grad);
   const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = grad.size(-1);
   const Tensor g_in = operand(grad), x1_in = operand(x1), x2_in = operand(x2);

@@ -16,7 +16,11 @@ inline void check_quadratic(const char* op, const Tensor& x, const Tensor& weigh
   check_bias(op, bias, weight.sym_size(2), 2);
 }
 
-inline void check_leading(const char* op, const Tensor& x1, const Tensor& x2) {
+// x1 and x2 as vectors of the same rows.
+inline void check_inputs(const char* op, const Tensor& x1, const Tensor& x2) {
+  check_vector_input(op, "x1", x1);
+  check_vector_input(op, "x2", x2);
+  check_like(op, "x1", x1, "x2", x2);
   const auto leading = x1.sym_sizes().slice(0, x1.dim() - 1);
   TORCH_CHECK_VALUE(leading == x2.sym_sizes().slice(0, x2.dim() - 1), op,
                     ": x2 must be (*, n2) with the leading sizes of x1, * = ", sizes_text(leading),
@@ -25,12 +29,9 @@ inline void check_leading(const char* op, const Tensor& x1, const Tensor& x2) {
 
 inline void check_bilinear(const char* op, const Tensor& x1, const Tensor& x2, const Tensor& weight,
                            const OptionalTensor& bias = {}) {
-  check_vector_input(op, "x1", x1);
-  check_vector_input(op, "x2", x2);
-  check_like(op, "x1", x1, "x2", x2);
+  check_inputs(op, x1, x2);
   check_like(op, "x1", x1, "weight", weight);
   if (bias) check_like(op, "x1", x1, "bias", *bias);
-  check_leading(op, x1, x2);
   const auto n1 = x1.sym_size(-1);
   const auto n2 = x2.sym_size(-1);
   TORCH_CHECK_VALUE(weight.dim() == 3 && weight.sym_size(1) == n1 && weight.sym_size(2) == n2, op,

@@ -89,7 +89,7 @@ TESTS = [
     bilinear_case("ragged_small", (17,), 31, 2, 5),
     bilinear_case("ragged_tile", (129,), 33, 63, 17, bias=True),
     bilinear_case("one_output", (300,), 64, 65, 1, bias=True),
-    bilinear_case("few_outputs", (127,), 33, 129, 7),
+    bilinear_case("few_outputs", (127,), 33, 129, 7, bias=True),
     bilinear_case("few_outputs_few_rows", (31,), 65, 63, 5, bias=True),
     bilinear_case("many_outputs", (63,), 16, 15, 127),
     bilinear_case("two_groups", (515,), 64, 33, 31),

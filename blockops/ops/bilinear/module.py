@@ -65,8 +65,8 @@ class Bilinear(nn.Bilinear):
     """torch.nn.Bilinear on blockops' kernels: y_k = sum_ij weight_kij x1_i x2_j + bias_k.
 
     The same arguments, parameters (weight (m, n1, n2), bias (m)), initial values (uniform within
-    +-1/sqrt(n1)) and state_dict as torch.nn.Bilinear, of which this is a subclass; zero and
-    negative sizes raise ValueError as they do there for in1_features, and negative ones throughout.
+    +-1/sqrt(n1)) and state_dict as torch.nn.Bilinear, of which this is a subclass. Raises
+    ValueError for a negative size, and for in1_features = 0 as torch.nn.Bilinear does.
 
     Cost and derivatives: see blockops.bilinear.
     """
@@ -80,7 +80,12 @@ class Bilinear(nn.Bilinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_feature_counts("Bilinear", in2_features=in2_features, out_features=out_features)
+        check_feature_counts(
+            "Bilinear",
+            in1_features=in1_features,
+            in2_features=in2_features,
+            out_features=out_features,
+        )
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:

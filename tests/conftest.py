@@ -1,0 +1,23 @@
+import pytest
+import support
+
+
+def pytest_runtest_setup(item):
+    """Skips, with the reason, what the backend or the device of a test's `target` cannot run."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "target" in parameters:
+        op = parameters["case"].op if "case" in parameters else parameters["op"]
+        if reason := support.why_not(parameters["target"], op):
+            pytest.skip(reason)
+
+
+@pytest.fixture(params=support.TARGETS, ids=str)
+def target(request):
+    """A backend and a device."""
+    return request.param
+
+
+@pytest.fixture(params=support.PUBLIC_OPS)
+def op(request):
+    """The name of a public op that has cases."""
+    return request.param
