@@ -19,11 +19,13 @@ namespace {
 
 using namespace cpu;
 
-// Multiply-adds up to which the plain loops win.
-constexpr int64_t kDirectWork = 1 << 15;
-// Outputs up to which bilinear pairs (k, i) instead of (i, j): m is then too short a side for the
-// matrix products that (i, j) would need.
-constexpr int64_t kFewOutputs = 8;
+// Whether the plain loops of trilinear_direct.h win, or there is nothing to do, which only they
+// take. They sum over the batch one row at a time, so that long ones, whose sums would round too
+// often, are not theirs.
+bool is_direct(int64_t B, int64_t n1, int64_t n2, int64_t m) {
+  const int64_t work = B * n1 * n2 * m;
+  return work == 0 || (work <= 1 << 15 && B <= 64);
+}
 
 // ---- quadratic: pairs (i, j) with i <= j, third slot k ----
 
@@ -35,9 +37,9 @@ Weight<T> symmetric(const T* W, int64_t n, int64_t m) {
 template <class T>
 void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, const T* bias,
                        T* y) {
-  if (B * n * n * m <= kDirectWork) {
+  if (is_direct(B, n, n, m)) {
     direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
-  } else if (narrow_serves(B, m)) {
+  } else if (m <= kNarrow) {
     narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else {
     third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
@@ -47,75 +49,65 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
 template <class T>
 void quadratic_backward_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, const T* W,
                           T* grad_x) {
-  if (B * n * n * m <= kDirectWork) {
+  if (is_direct(B, n, n, m)) {
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
-  } else if (narrow_serves(B, m)) {
-    narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, grad_x);
+  } else if (m <= kNarrow) {
+    narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   } else {
-    pair_pass<T>(symmetric(W, n, m), B, x, x, g, nullptr, grad_x, nullptr);
+    pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   }
 }
 
 template <class T>
 void quadratic_backward_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x, T* grad_W) {
-  if (B * n * n * m <= kDirectWork) {
+  if (is_direct(B, n, n, m)) {
     direct_matrix_pass<T>({B, n, n, m}, x, x, g, grad_W);
   } else {
     symmetric_matrix_pass<T>(n, m, B, x, g, grad_W);
   }
 }
 
-// ---- bilinear: W (m, n1, n2) as pairs (i, j), third slot k; or as pairs (k, i), third slot j ----
+// ---- bilinear: pairs (i, j), third slot k, of W (m, n1, n2) ----
 
 template <class T>
-Weight<T> pairs_ij(const T* W, int64_t n1, int64_t n2, int64_t m) {
+Weight<T> plain(const T* W, int64_t n1, int64_t n2, int64_t m) {
   return {Pairs{n1, n2, /*upper=*/false}, m, W, 1, n1 * n2};
-}
-
-template <class T>
-Weight<T> pairs_ki(const T* W, int64_t n1, int64_t n2, int64_t m) {
-  return {Pairs{m, n1, /*upper=*/false}, n2, W, n2, 1};
 }
 
 template <class T>
 void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1, const T* x2,
                       const T* W, const T* bias, T* y) {
-  if (B * n1 * n2 * m <= kDirectWork) {
+  if (is_direct(B, n1, n2, m)) {  // W as it lies: pairs (k, i), third slot j
     direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
-  } else if (narrow_serves(B, m)) {
-    narrow_third_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, bias, y);
-  } else if (m <= kFewOutputs) {
-    pair_pass<T>(pairs_ki(W, n1, n2, m), B, nullptr, x1, x2, bias, y, nullptr);
+  } else if (m <= kNarrow) {
+    narrow_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   } else {
-    third_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, bias, y);
+    third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   }
 }
 
 template <class T>
 void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
                               const T* x2, const T* W, T* grad_x1, T* grad_x2) {
-  if (B * n1 * n2 * m <= kDirectWork) {
+  if (is_direct(B, n1, n2, m)) {
     direct_pair_pass<T>({B, m, n1, n2}, W, g, nullptr, x2, nullptr, nullptr, grad_x1);
     direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
-  } else if (narrow_serves(B, m)) {
-    narrow_pair_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
-  } else if (m <= kFewOutputs) {
-    pair_pass<T>(pairs_ki(W, n1, n2, m), B, g, nullptr, x2, nullptr, nullptr, grad_x1);
-    third_pass<T>(pairs_ki(W, n1, n2, m), B, g, x1, nullptr, grad_x2);
+  } else if (m <= kNarrow) {
+    narrow_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   } else {
-    pair_pass<T>(pairs_ij(W, n1, n2, m), B, x1, x2, g, nullptr, grad_x1, grad_x2);
+    pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   }
 }
 
 template <class T>
 void bilinear_backward_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
                               const T* x2, T* grad_W) {
-  if (B * n1 * n2 * m <= kDirectWork) {
+  if (is_direct(B, n1, n2, m)) {
     direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
-  } else if (m <= kFewOutputs) {
-    matrix_pass<T>(Pairs{m, n1, false}, n2, B, g, x1, x2, grad_W, n2, 1);
+  } else if (m < kThin) {  // pairs (k, i), third slot j: no product has a side of m
+    matrix_pass<T>(Pairs{m, n1, /*upper=*/false}, n2, B, g, x1, x2, grad_W, n2, 1);
   } else {
-    matrix_pass<T>(Pairs{n1, n2, false}, m, B, x1, x2, g, grad_W, 1, n1 * n2);
+    matrix_pass<T>(Pairs{n1, n2, /*upper=*/false}, m, B, x1, x2, g, grad_W, 1, n1 * n2);
   }
 }
 

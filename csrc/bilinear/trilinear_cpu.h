@@ -81,15 +81,14 @@ void for_each_task(const Cut& cut, int64_t scratch_size, const Body& body) {
 // crowd each other out of the cache.
 inline int64_t padded(int64_t rows) { return round_up(rows, 16) + 16; }
 
-// The operands a and b of some rows of the batch, transposed. One copy where the pairs are
-// symmetric, so that a is b; none of an operand that the pass does not need (null).
+// The operands a and b of some rows of the batch, transposed; one copy where the pairs are
+// symmetric, so that a is b.
 template <class T>
 class Operands {
  public:
   Operands(const T* a, const T* b, const Pairs& pairs, int64_t row, int64_t rows)
-      : rows_(rows), a_(0), b_(0) {
-    if (a) a_ = transposed(a + row * pairs.n1, rows, pairs.n1);
-    if (b && !pairs.upper) b_ = transposed(b + row * pairs.n2, rows, pairs.n2);
+      : rows_(rows), a_(transposed(a + row * pairs.n1, rows, pairs.n1)), b_(0) {
+    if (!pairs.upper) b_ = transposed(b + row * pairs.n2, rows, pairs.n2);
   }
   Rows<const T> a(int64_t lane) const { return {a_.get() + lane, padded(rows_)}; }
   Rows<const T> b(int64_t lane) const { return {(b_.get() ? b_ : a_).get() + lane, padded(rows_)}; }
@@ -116,7 +115,6 @@ class Parts {
   Parts(int64_t features, int64_t rows, int64_t parts)
       : features_(features), rows_(rows), parts_(parts), data_(features * padded(rows) * parts) {}
   Rows<T> rows(int64_t part, int64_t lane) const {
-    if (!data_.get()) return {nullptr, 0};
     return {data_.get() + part * features_ * padded(rows_) + lane, padded(rows_)};
   }
   void clear(const Task& task) const {
@@ -233,11 +231,10 @@ void third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, 
 }
 
 // With A_uv = sum_t M[uv, t] c_t: grad_a_u = sum_v A_uv b_v and grad_b_v = sum_u A_uv a_u, each
-// (batch, n) where it is wanted, else null; an operand that only the unwanted one needs may be null
-// too. Symmetric pairs: a = b, and grad_a takes both sums.
+// (batch, n). Symmetric pairs: b is a, and grad_a takes both sums; grad_b is not used.
 template <class T>
 void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
-               const T* bias_a, T* grad_a, T* grad_b) {
+               T* grad_a, T* grad_b) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
   const Tiles<T> tiles(weight, batch);
@@ -246,8 +243,8 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
     const int64_t rows = std::min(step, batch - row);
     const Cut cut(rows, pairs.size(), n3, max_parts<T>(rows * (pairs.n1 + pairs.n2)));
     const Operands<T> operands(a, b, pairs, row, rows);
-    const Parts<T> sums_a(grad_a ? pairs.n1 : 0, rows, cut.chunks);
-    const Parts<T> sums_b(grad_b ? pairs.n2 : 0, rows, cut.chunks);
+    const Parts<T> sums_a(pairs.n1, rows, cut.chunks);
+    const Parts<T> sums_b(pairs.upper ? 0 : pairs.n2, rows, cut.chunks);
     const int64_t products_size = cut.tile * cut.lanes;
     for_each_task<T>(
         cut, products_size + tiles.scratch_size(cut.tile), [&](const Task& task, T* scratch) {
@@ -264,8 +261,8 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
                         operands.b(task.lane), task.lanes, to_a, to_b);
           }
         });
-    if (grad_a) sums_a.store(bias_a, grad_a + row * pairs.n1);
-    if (grad_b) sums_b.store(nullptr, grad_b + row * pairs.n2);
+    sums_a.store(nullptr, grad_a + row * pairs.n1);
+    if (!pairs.upper) sums_b.store(nullptr, grad_b + row * pairs.n2);
   }
 }
 

@@ -12,20 +12,24 @@ struct DirectForm {
   int64_t batch, n1, n2, n3;
 };
 
-// c_t = bias_t + sum_uv M_uvt a_u b_v
+// c_t = bias_t + sum_u a_u sum_v M_uvt b_v; each sum on its own, for one long one would round more.
 template <class T>
 BLOCKOPS_SIMD_CLONES void direct_third_pass(const DirectForm& form, const T* M, const T* a,
                                             const T* b, const T* bias, T* c) {
+  constexpr int64_t kStretch = 64;
   const auto [batch, n1, n2, n3] = form;
-  for (int64_t r = 0; r < batch; ++r, a += n1, b += n2, c += n3) {
-    for (int64_t t = 0; t < n3; ++t) c[t] = bias ? bias[t] : T(0);
-    const T* row = M;
-    for (int64_t u = 0; u < n1; ++u)
-      for (int64_t v = 0; v < n2; ++v, row += n3) {
-        const T product = a[u] * b[v];
-        for (int64_t t = 0; t < n3; ++t) c[t] += product * row[t];
+  for (int64_t r = 0; r < batch; ++r, a += n1, b += n2, c += n3)
+    for (int64_t first = 0; first < n3; first += kStretch) {
+      const int64_t count = std::min(kStretch, n3 - first);
+      for (int64_t t = 0; t < count; ++t) c[first + t] = bias ? bias[first + t] : T(0);
+      for (int64_t u = 0; u < n1; ++u) {
+        T sum[kStretch] = {};
+        const T* row = M + u * n2 * n3 + first;
+        for (int64_t v = 0; v < n2; ++v, row += n3)
+          for (int64_t t = 0; t < count; ++t) sum[t] += b[v] * row[t];
+        for (int64_t t = 0; t < count; ++t) c[first + t] += a[u] * sum[t];
       }
-  }
+    }
 }
 
 // A_uv = sum_t M_uvt c_t; grad_a_u = bias_u + sum_v A_uv b_v; grad_b_v = sum_u A_uv a_u: each

@@ -1,32 +1,13 @@
-// The third and the pair pass of trilinear_cpu.h for a third slot of few features (n3 <= 12), where
-// a matrix product would be too thin: M[uv, :] c is summed in registers instead, for a block of
-// batch rows at a time. Needs the 32 registers of 64 bytes that AVX-512 has; narrow_serves() says
-// whether this machine has them, and where not the tiles of trilinear_cpu.h serve these shapes too.
+// The third and the pair pass of trilinear_cpu.h for a third slot of few features (n3 <= kNarrow),
+// where a matrix product would be too thin: M[uv, :] c is summed in registers, for a block of batch
+// rows at a time. The blocks are made for the 32 registers of 64 bytes of AVX-512; elsewhere the
+// same code is right, but some of its sums live in the L1 cache.
 #pragma once
 #include "bilinear/trilinear_cpu.h"
 
 namespace blockops::cpu {
 
 constexpr int64_t kNarrow = 12;
-constexpr int64_t kNarrowBatch = 64;  // fewer rows leave the blocks empty
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define BLOCKOPS_AVX512 __attribute__((target("arch=x86-64-v4")))
-inline bool has_avx512() {
-  static const bool supported =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512cd");
-  return supported;
-}
-#else
-#define BLOCKOPS_AVX512
-inline bool has_avx512() { return false; }
-#endif
-
-inline bool narrow_serves(int64_t batch, int64_t n3) {
-  return n3 <= kNarrow && batch >= kNarrowBatch && has_avx512();
-}
 
 // A block of `lanes` batch rows in `vectors` registers; M * vectors accumulators fit.
 template <class T, int M>
@@ -38,8 +19,8 @@ struct Block {
 
 // c_t = sum_uv M[uv, t] a_u b_v for one block; a, b and c are (features, lanes), M has rows of n3.
 template <class T, int M>
-BLOCKOPS_AVX512 void narrow_third_block(const Pairs& pairs, const T* weight, const T* a_rows,
-                                        const T* b_rows, T* c_rows) {
+BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight, const T* a_rows,
+                                             const T* b_rows, T* c_rows) {
   using Vector = typename Block<T, M>::Vector;
   constexpr int vectors = Block<T, M>::vectors;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
@@ -60,9 +41,9 @@ BLOCKOPS_AVX512 void narrow_third_block(const Pairs& pairs, const T* weight, con
 // With A_uv = sum_t M[uv, t] c_t: grad_a_u += sum_v A_uv b_v and grad_b_v += sum_u A_uv a_u for one
 // block. grad_a may be grad_b.
 template <class T, int M>
-BLOCKOPS_AVX512 void narrow_pair_block(const Pairs& pairs, const T* weight, const T* a_rows,
-                                       const T* b_rows, const T* c_rows, T* grad_a_rows,
-                                       T* grad_b_rows) {
+BLOCKOPS_SIMD_CLONES void narrow_pair_block(const Pairs& pairs, const T* weight, const T* a_rows,
+                                            const T* b_rows, const T* c_rows, T* grad_a_rows,
+                                            T* grad_b_rows) {
   using Vector = typename Block<T, M>::Vector;
   constexpr int vectors = Block<T, M>::vectors;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
@@ -187,7 +168,7 @@ void with_constant(int64_t n3, const Body& body) {
   }
 }
 
-// third_pass for narrow_serves(batch, n3).
+// third_pass for n3 <= kNarrow.
 template <class T>
 void narrow_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b,
                        const T* bias, T* c) {
@@ -197,7 +178,7 @@ void narrow_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const
   });
 }
 
-// pair_pass for narrow_serves(batch, n3), both gradients wanted.
+// pair_pass for n3 <= kNarrow.
 template <class T>
 void narrow_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
                       T* grad_a, T* grad_b) {

@@ -69,8 +69,8 @@ inline void multiply_add(const T* A_p, const T* other, int64_t lanes, T* __restr
   for (int64_t r = 0; r < lanes; ++r) grad[r] += A_p[r] * other[r];
 }
 
-// grad_a_u[r] += A_p[r] b_v[r] and grad_b_v[r] += A_p[r] a_u[r], each where it is wanted (not
-// null). With grad_a = grad_b the two fall on the same rows, one after the other.
+// grad_a_u[r] += A_p[r] b_v[r] and grad_b_v[r] += A_p[r] a_u[r]. With grad_a = grad_b the two fall
+// on the same rows, one after the other.
 template <class T>
 BLOCKOPS_SIMD_CLONES void contract(const Pairs& pairs, int64_t begin, int64_t end, Rows<const T> A,
                                    Rows<const T> a, Rows<const T> b, int64_t lanes, Rows<T> grad_a,
@@ -78,8 +78,8 @@ BLOCKOPS_SIMD_CLONES void contract(const Pairs& pairs, int64_t begin, int64_t en
   for (Run run(pairs, begin, end); run.valid(); run.advance()) {
     for (int64_t s = 0; s < run.count; ++s) {
       const T* const A_p = A[run.offset + s];
-      if (grad_a.data) multiply_add(A_p, b[run.v + s], lanes, grad_a[run.u]);
-      if (grad_b.data) multiply_add(A_p, a[run.u], lanes, grad_b[run.v + s]);
+      multiply_add(A_p, b[run.v + s], lanes, grad_a[run.u]);
+      multiply_add(A_p, a[run.u], lanes, grad_b[run.v + s]);
     }
   }
 }
