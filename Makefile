@@ -41,7 +41,7 @@ help:
 	@echo "make demo      train a small model on handwritten digits (DEMO_FLAGS=--smoke: briefly)"
 	@echo "make test      run the tests"
 	@echo "make lint      check style and formatting; make format mends the formatting"
-	@echo "make bench     measure the ops against PyTorch's own"
+	@echo "make bench     measure the ops against PyTorch's own (BENCH_FLAGS=--targets: and the aims)"
 	@echo "make sanitize  run the marked tests under the undefined-behaviour and address sanitizers"
 	@echo "make clean     remove what was built; .venv stays"
 
@@ -52,7 +52,7 @@ test: $(LIBRARY)
 	@$(RUN) -m pytest tests -q
 
 bench: $(LIBRARY)
-	@$(RUN) -m bench.bilinear
+	@$(RUN) -m bench.bilinear $(BENCH_FLAGS)
 
 lint: $(TOOLS)
 	@ruff check .

@@ -21,9 +21,9 @@
 namespace blockops::cpu {
 
 constexpr int64_t kLanes = 256;            // batch rows of a tile, at most
-constexpr int64_t kTilePairs = 256;        // pairs of a tile of kLanes: 256 KiB of float32
+constexpr int64_t kTilePairs = 384;        // pairs of a tile of kLanes: 384 KiB of float32
 constexpr int64_t kThin = 16;              // a side of a product that is slow for being so short
-constexpr int64_t kTasks = 64;             // parts to cut a pass into, where it is large enough
+constexpr int64_t kTasks = 32;             // parts to cut a pass into, where it is large enough
 constexpr int64_t kTaskWork = 1 << 19;     // multiply-adds below which a part is not cut
 constexpr int64_t kBufferBytes = 6 << 20;  // bound on transposed operands, and on partial sums
 
@@ -35,7 +35,7 @@ inline int64_t round_up(int64_t size, int64_t multiple) {
 // where that is narrow, as far as the tile's part of M, n3 wide, stays small too; all alike.
 inline int64_t tile_pairs(int64_t pairs, int64_t lanes, int64_t n3) {
   const int64_t by_lanes = kTilePairs * kLanes / lanes;
-  const int64_t by_weight = 2 * kTilePairs * kLanes / n3;
+  const int64_t by_weight = 4 * kTilePairs * kLanes / n3;
   const int64_t most =
       std::clamp<int64_t>(std::min(by_lanes, by_weight), kTilePairs / 2, 8 * kTilePairs);
   return round_up(ceil_div(pairs, ceil_div(pairs, most)), 16);

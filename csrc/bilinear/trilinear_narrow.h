@@ -7,13 +7,13 @@
 
 namespace blockops::cpu {
 
-constexpr int64_t kNarrow = 12;
+constexpr int64_t kNarrow = 16;
 
 // A block of `lanes` batch rows in `vectors` registers; M * vectors accumulators fit.
 template <class T, int M>
 struct Block {
   typedef T Vector __attribute__((vector_size(64)));
-  static constexpr int vectors = M <= 4 ? 4 : 2;
+  static constexpr int vectors = M <= 4 ? 4 : M <= 12 ? 2 : 1;
   static constexpr int64_t lanes = vectors * static_cast<int64_t>(sizeof(Vector) / sizeof(T));
 };
 
@@ -163,8 +163,16 @@ void with_constant(int64_t n3, const Body& body) {
       return body(std::integral_constant<int, 10>());
     case 11:
       return body(std::integral_constant<int, 11>());
-    default:
+    case 12:
       return body(std::integral_constant<int, 12>());
+    case 13:
+      return body(std::integral_constant<int, 13>());
+    case 14:
+      return body(std::integral_constant<int, 14>());
+    case 15:
+      return body(std::integral_constant<int, 15>());
+    default:
+      return body(std::integral_constant<int, 16>());
   }
 }
 

@@ -6,8 +6,12 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(BLOCKOPS_SANITIZE)
+#if __GNUC__ >= 12
 #define BLOCKOPS_SIMD_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else  // knows single features only, and for avx2 no fused multiply-add
+#define BLOCKOPS_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define BLOCKOPS_SIMD_CLONES
 #endif
