@@ -1,4 +1,4 @@
-"""Bilinear, fused linear+ReLU and centered layers for PyTorch."""
+"""Fast, exact bilinear and quadratic layers for PyTorch."""
 
 from . import _library as _library  # first, for it says what to do where torch is missing
 from ._dispatch import backend

@@ -77,7 +77,7 @@ Tensor bilinear_grad_weight_meta(const Tensor& grad, const Tensor& x1, const Ten
   return at::empty_symint({grad.sym_size(-1), x1.sym_size(-1), x2.sym_size(-1)}, x1.options());
 }
 
-// ---- calls through the dispatcher, one per op, in either namespace ----
+// ---- calls through the dispatcher, one per op ----
 
 template <class N>
 Tensor quadratic(const Tensor& x, const Tensor& weight, const OptionalTensor& bias = {}) {
@@ -109,7 +109,7 @@ Tensor bilinear_grad_weight(const Tensor& grad, const Tensor& x1, const Tensor& 
 }
 
 // The gradients with respect to the inputs have a fused kernel each. Grad mode during a backward
-// pass means that its graph is wanted (create_graph=True): then the same values are composed of
+// pass means that its graph is wanted (create_graph=True): then the same sums are composed of
 // differentiable ops.
 
 template <class N>

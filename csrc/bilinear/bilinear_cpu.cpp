@@ -1,6 +1,6 @@
 // quadratic and bilinear on the CPU: checks, dtypes and layouts, and the choice of schedule. The
-// passes themselves are in trilinear_cpu.h (tiles and matrix products) and trilinear_direct.h
-// (plain loops).
+// passes themselves are in trilinear_direct.h (plain loops), trilinear_narrow.h (few outputs, in
+// registers) and trilinear_cpu.h (tiles and matrix products).
 //
 // bfloat16 and float16 are computed in float32, on float32 copies of the arguments.
 #include <ATen/Dispatch.h>
@@ -47,8 +47,8 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
 }
 
 template <class T>
-void quadratic_backward_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, const T* W,
-                          T* grad_x) {
+void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, const T* W,
+                      T* grad_x) {
   if (is_direct(B, n, n, m)) {
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
   } else if (m <= kNarrow) {
@@ -59,7 +59,7 @@ void quadratic_backward_x(int64_t B, int64_t n, int64_t m, const T* g, const T* 
 }
 
 template <class T>
-void quadratic_backward_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x, T* grad_W) {
+void quadratic_grad_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x, T* grad_W) {
   if (is_direct(B, n, n, m)) {
     direct_matrix_pass<T>({B, n, n, m}, x, x, g, grad_W);
   } else {
@@ -87,8 +87,8 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
 }
 
 template <class T>
-void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
-                              const T* x2, const T* W, T* grad_x1, T* grad_x2) {
+void bilinear_grad_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
+                          const T* x2, const T* W, T* grad_x1, T* grad_x2) {
   if (is_direct(B, n1, n2, m)) {
     direct_pair_pass<T>({B, m, n1, n2}, W, g, nullptr, x2, nullptr, nullptr, grad_x1);
     direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
@@ -100,8 +100,8 @@ void bilinear_backward_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, cons
 }
 
 template <class T>
-void bilinear_backward_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
-                              const T* x2, T* grad_W) {
+void bilinear_grad_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
+                          const T* x2, T* grad_W) {
   if (is_direct(B, n1, n2, m)) {
     direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
   } else if (m < kThin) {  // pairs (k, i), third slot j: no product has a side of m
@@ -162,9 +162,8 @@ Tensor quadratic_grad_x_cpu(const Tensor& grad, const Tensor& x, const Tensor& w
   const Tensor g_in = operand(grad), x_in = operand(x), weight_in = operand(weight);
   const Tensor grad_x = result(x.sizes(), x);
   AT_DISPATCH_FLOATING_TYPES(grad_x.scalar_type(), "quadratic_grad_x", [&] {
-    quadratic_backward_x<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in),
-                                   pointer<scalar_t>(x_in), pointer<scalar_t>(weight_in),
-                                   grad_x.mutable_data_ptr<scalar_t>());
+    quadratic_grad_x<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x_in),
+                               pointer<scalar_t>(weight_in), grad_x.mutable_data_ptr<scalar_t>());
   });
   return grad_x.to(x.scalar_type());
 }
@@ -176,9 +175,9 @@ Tensor quadratic_grad_weight_cpu(const Tensor& grad, const Tensor& x) {
   const Tensor g_in = operand(grad), x_in = operand(x);
   const Tensor grad_weight = result({n, n, m}, x);
   AT_DISPATCH_FLOATING_TYPES(grad_weight.scalar_type(), "quadratic_grad_weight", [&] {
-    quadratic_backward_weight<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in),
-                                        pointer<scalar_t>(x_in),
-                                        grad_weight.mutable_data_ptr<scalar_t>());
+    quadratic_grad_weight<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in),
+                                    pointer<scalar_t>(x_in),
+                                    grad_weight.mutable_data_ptr<scalar_t>());
   });
   return grad_weight.to(x.scalar_type());
 }
@@ -208,7 +207,7 @@ std::tuple<Tensor, Tensor> bilinear_grad_inputs_cpu(const Tensor& grad, const Te
   const Tensor x1_in = operand(x1), x2_in = operand(x2);
   const Tensor grad_x1 = result(x1.sizes(), x1), grad_x2 = result(x2.sizes(), x2);
   AT_DISPATCH_FLOATING_TYPES(grad_x1.scalar_type(), "bilinear_grad_inputs", [&] {
-    bilinear_backward_inputs<scalar_t>(
+    bilinear_grad_inputs<scalar_t>(
         batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x1_in),
         pointer<scalar_t>(x2_in), pointer<scalar_t>(weight_in),
         grad_x1.mutable_data_ptr<scalar_t>(), grad_x2.mutable_data_ptr<scalar_t>());
@@ -223,9 +222,9 @@ Tensor bilinear_grad_weight_cpu(const Tensor& grad, const Tensor& x1, const Tens
   const Tensor g_in = operand(grad), x1_in = operand(x1), x2_in = operand(x2);
   const Tensor grad_weight = result({m, n1, n2}, x1);
   AT_DISPATCH_FLOATING_TYPES(grad_weight.scalar_type(), "bilinear_grad_weight", [&] {
-    bilinear_backward_weight<scalar_t>(batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in),
-                                       pointer<scalar_t>(x1_in), pointer<scalar_t>(x2_in),
-                                       grad_weight.mutable_data_ptr<scalar_t>());
+    bilinear_grad_weight<scalar_t>(batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in),
+                                   pointer<scalar_t>(x1_in), pointer<scalar_t>(x2_in),
+                                   grad_weight.mutable_data_ptr<scalar_t>());
   });
   return grad_weight.to(x1.scalar_type());
 }

@@ -27,8 +27,17 @@ BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight
   const auto* const b = reinterpret_cast<const Vector*>(b_rows);
   Vector c[M][vectors] = {};
   for (int64_t u = 0; u < pairs.n1; ++u) {
+    int64_t v = pairs.first_v(u);
+    if (pairs.upper) {  // the square apart: in one sum with the rest an infinite a_u loses its sign
+      for (int i = 0; i < vectors; ++i) {
+        const Vector square = a[u * vectors + i] * a[u * vectors + i];
+        for (int t = 0; t < M; ++t) c[t][i] += weight[t] * square;
+      }
+      ++v;
+      weight += M;
+    }
     Vector sum[M][vectors] = {};
-    for (int64_t v = pairs.first_v(u); v < pairs.n2; ++v, weight += M)
+    for (; v < pairs.n2; ++v, weight += M)
       for (int t = 0; t < M; ++t)
         for (int i = 0; i < vectors; ++i) sum[t][i] += weight[t] * b[v * vectors + i];
     for (int t = 0; t < M; ++t)

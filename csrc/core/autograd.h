@@ -13,7 +13,7 @@
 
 namespace blockops {
 
-// The namespaces of torch.ops under which the schemas stand.
+// The namespace of torch.ops under which the schemas of the compiled kernels stand.
 struct Native {
   static constexpr const char* name = "blockops";
 };

@@ -18,7 +18,8 @@ def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Only weight_ijk + weight_jik matters, and the kernels use it: they visit the pairs i <= j only,
     half the work of the einsum in each of the three passes. bfloat16 and float16 accumulate in
-    float32; float32 stays float32. The result has the same bits at every number of threads.
+    float32; float32 stays float32 unless torch.set_float32_matmul_precision asks for less. The
+    result has the same bits at every number of threads.
 
     Derivative: grad_x_i = sum_jk (weight_ijk + weight_jik) x_j g_k; grad_weight_ijk =
     sum_b x_bi x_bj g_bk, symmetric in i and j. Derivatives of any order are exact. Under
@@ -44,16 +45,18 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None)
     bias: (m) or None. All of one dtype, float64, float32, bfloat16 or float16, on one device.
     Returns (*, m) in that dtype.
 
-    bfloat16 and float16 accumulate in float32; float32 stays float32. The result has the same bits
-    at every number of threads. For one input given twice, `quadratic` does half the work.
+    bfloat16 and float16 accumulate in float32; float32 stays float32 unless
+    torch.set_float32_matmul_precision asks for less. The result has the same bits at every number
+    of threads. For one input given twice, `quadratic` does half the work.
 
     Derivative: grad_x1_i = sum_jk weight_kij x2_j g_k; grad_x2_j = sum_ik weight_kij x1_i g_k, both
     from one contraction of g with weight; grad_weight_kij = sum_b g_bk x1_bi x2_bj. Derivatives of
     any order are exact. Under torch.func transforms and forward-mode AD the reference serves.
 
-    Cost for B rows: 2 n1 n2 m B FLOPs forward and twice that backward (three times for small m);
-    extra memory at most 16 MB in float32 and float64, plus a float32 copy of weight and of its
-    gradient for bfloat16 and float16; nothing of size B*n*m or B*n1*n2.
+    Cost for B rows: 2 n1 n2 m B FLOPs forward and twice that backward;
+    extra memory at most 16 MB in float32 and float64, plus a copy of weight for m <= 16, and a
+    float32 copy of weight and of its gradient for bfloat16 and float16; nothing of size B*n*m or
+    B*n1*n2. A weight that is not contiguous is copied.
 
     Raises ValueError for a wrong shape, TypeError for a wrong or mixed dtype, RuntimeError for
     tensors on different devices or a forced backend that cannot serve.
