@@ -8,6 +8,9 @@
 namespace blockops::cpu {
 
 constexpr int64_t kNarrow = 16;
+// Up to here the input gradient of symmetric pairs takes the full square of M: twice the sums, but
+// none of them through memory, which is what the pairs u <= v cost then.
+constexpr int64_t kSquare = 3;
 
 // A block of `lanes` batch rows in `vectors` registers; M * vectors accumulators fit.
 template <class T, int M>
@@ -74,6 +77,28 @@ BLOCKOPS_SIMD_CLONES void narrow_pair_block(const Pairs& pairs, const T* weight,
       for (int i = 0; i < vectors; ++i) grad_b[v * vectors + i] += A[i] * a_u[i];
     }
     for (int i = 0; i < vectors; ++i) grad_a[u * vectors + i] += to_a[i];
+  }
+}
+
+// grad_a_u = sum_t c_t sum_v M[uv, t] a_v for one block; M is (n, n, n3), symmetric in u and v.
+template <class T, int M>
+BLOCKOPS_SIMD_CLONES void narrow_square_block(int64_t n, const T* weight, const T* a_rows,
+                                              const T* c_rows, T* grad_rows) {
+  using Vector = typename Block<T, M>::Vector;
+  constexpr int vectors = Block<T, M>::vectors;
+  const auto* const a = reinterpret_cast<const Vector*>(a_rows);
+  const auto* const c = reinterpret_cast<const Vector*>(c_rows);
+  auto* const grad = reinterpret_cast<Vector*>(grad_rows);
+  for (int64_t u = 0; u < n; ++u) {
+    Vector sum[M][vectors] = {};
+    for (int64_t v = 0; v < n; ++v, weight += M)
+      for (int t = 0; t < M; ++t)
+        for (int i = 0; i < vectors; ++i) sum[t][i] += weight[t] * a[v * vectors + i];
+    for (int i = 0; i < vectors; ++i) {
+      Vector total = {};
+      for (int t = 0; t < M; ++t) total += sum[t][i] * c[t * vectors + i];
+      grad[u * vectors + i] = total;
+    }
   }
 }
 
@@ -146,43 +171,40 @@ void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a,
   });
 }
 
-// Calls body with n3 as a constant of its type: the accumulators must be registers.
-template <class Body>
+template <class T, int M>
+void narrow_square(int64_t n, const T* weight, int64_t batch, const T* a, const T* c, T* grad) {
+  constexpr int64_t lanes = Block<T, M>::lanes;
+  for_each_block<T>(batch, lanes, (2 * n + M) * lanes, [&](int64_t row, T* block_a) {
+    T* const block_grad = block_a + n * lanes;
+    T* const block_c = block_grad + n * lanes;
+    load_block(a, n, row, batch, lanes, block_a);
+    load_block(c, M, row, batch, lanes, block_c);
+    narrow_square_block<T, M>(n, weight, block_a, block_c, block_grad);
+    store_block<T>(block_grad, nullptr, n, row, batch, lanes, grad);
+  });
+}
+
+// W_ijk + W_jik of quadratic's weight, for all i and j.
+template <class T>
+Buffer<T> symmetric_square(const Weight<T>& weight) {
+  const int64_t n = weight.pairs.n1, m = weight.n3;
+  Buffer<T> square(n * n * m);
+  for_each_part(n, [&](int64_t i) {
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t k = 0; k < m; ++k)
+        square.get()[(i * n + j) * m + k] =
+            weight.data[(i * n + j) * m + k] + weight.data[(j * n + i) * m + k];
+  });
+  return square;
+}
+
+// Calls body with n3, of 1 to `most`, as a constant of its type: the sums must be registers.
+template <int most = kNarrow, class Body>
 void with_constant(int64_t n3, const Body& body) {
-  switch (n3) {
-    case 1:
-      return body(std::integral_constant<int, 1>());
-    case 2:
-      return body(std::integral_constant<int, 2>());
-    case 3:
-      return body(std::integral_constant<int, 3>());
-    case 4:
-      return body(std::integral_constant<int, 4>());
-    case 5:
-      return body(std::integral_constant<int, 5>());
-    case 6:
-      return body(std::integral_constant<int, 6>());
-    case 7:
-      return body(std::integral_constant<int, 7>());
-    case 8:
-      return body(std::integral_constant<int, 8>());
-    case 9:
-      return body(std::integral_constant<int, 9>());
-    case 10:
-      return body(std::integral_constant<int, 10>());
-    case 11:
-      return body(std::integral_constant<int, 11>());
-    case 12:
-      return body(std::integral_constant<int, 12>());
-    case 13:
-      return body(std::integral_constant<int, 13>());
-    case 14:
-      return body(std::integral_constant<int, 14>());
-    case 15:
-      return body(std::integral_constant<int, 15>());
-    default:
-      return body(std::integral_constant<int, 16>());
+  if constexpr (most > 1) {
+    if (n3 < most) return with_constant<most - 1>(n3, body);
   }
+  body(std::integral_constant<int, most>());
 }
 
 // third_pass for n3 <= kNarrow.
@@ -199,6 +221,13 @@ void narrow_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const
 template <class T>
 void narrow_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
                       T* grad_a, T* grad_b) {
+  if (weight.pairs.upper && weight.n3 <= kSquare) {
+    const Buffer<T> square = symmetric_square(weight);
+    with_constant<kSquare>(weight.n3, [&](auto n3) {
+      narrow_square<T, n3>(weight.pairs.n1, square.get(), batch, a, c, grad_a);
+    });
+    return;
+  }
   const Buffer<T> rows = weight_rows(weight);
   with_constant(weight.n3, [&](auto n3) {
     narrow_pair<T, n3>(weight.pairs, rows.get(), batch, a, b, c, grad_a, grad_b);

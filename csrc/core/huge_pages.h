@@ -1,6 +1,7 @@
 // Fresh memory of many megabytes costs more to map, page by page, than to fill. Where Linux leaves
 // huge pages to those who ask (the usual setting), this asks, for the whole huge pages inside
-// [data, data + bytes), before the memory is first touched. Only a hint: nothing else changes.
+// [data, data + bytes), before the memory is first touched. Only a hint: nothing else changes. Past
+// 256 MiB it is not given: finding so many huge pages was seen to take as long as they save.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,10 +14,12 @@ namespace blockops {
 inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t huge = 2 << 20;
+  constexpr size_t most = 256 << 20;
   const auto address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t begin = (address + huge - 1) / huge * huge;
   const uintptr_t end = (address + bytes) / huge * huge;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (end > begin && bytes <= most)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
