@@ -14,7 +14,8 @@ import blockops
 for package in ("matplotlib", "rich", "sklearn"):
     pytest.importorskip(package)
 
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits.py"
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "examples" / "digits.py"
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(blockops.__file__).parents[1]),
     "PYTHONIOENCODING": "utf-8",
@@ -89,3 +90,15 @@ def test_demo_names_a_missing_package(module, package):
     assert run.returncode == 1
     assert "This example needs" in run.stderr and "Traceback" not in run.stderr
     assert f"pip install {package}" in run.stderr
+
+
+def test_readme_example(tmp_path):
+    """Pasted into a new file, it runs, and what it asserts holds."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    pasted = tmp_path / "example.py"
+    pasted.write_text(code)
+    run = run_python(str(pasted))
+    assert run.returncode == 0, run.stderr
+    assert (
+        "torch.Size([32, 10]) Quadratic(in_features=64, out_features=10, bias=False)" in run.stdout
+    )
