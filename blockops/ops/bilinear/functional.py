@@ -26,7 +26,8 @@ def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch.func transforms and forward-mode AD the reference formula serves.
 
     Cost for B rows: n (n + 1) m B FLOPs forward and twice that backward; extra memory is at most
-    the packed weight, n (n + 1) m / 2 elements, plus 16 MB; nothing of size B*n*m or B*n*n.
+    the packed weight, n (n + 1) m / 2 elements (the whole square for m <= 3), plus 16 MB; nothing
+    of size B*n*m or B*n*n.
 
     Raises ValueError for a wrong shape, TypeError for a wrong or mixed dtype, RuntimeError for
     tensors on different devices or a forced backend that cannot serve.
