@@ -54,20 +54,16 @@ def served_outputs(target, case, arguments, grad):
         return outputs_of(public(case.op), arguments, grad)
 
 
-@pytest.mark.parametrize(
-    ("target", "case", "dtype"), runs(TESTS, lambda index: support.DTYPES, [torch.float32])
-)
-def test_outputs(target, case, dtype):
-    arguments, grad = inputs_of(case, dtype, target.device)
-    outputs = served_outputs(target, case, arguments, grad)
-    assert_outputs_close(outputs, case.op, arguments, grad)
+def only_float32(index):
+    return (torch.float32,)
 
 
 @pytest.mark.parametrize(
     ("target", "case", "dtype"),
-    runs(WORKLOADS, lambda index: [torch.float32], targets=support.KERNELS),
+    runs(TESTS, lambda index: support.DTYPES, [torch.float32])
+    + runs(WORKLOADS, only_float32, targets=support.KERNELS),
 )
-def test_outputs_of_workloads(target, case, dtype):
+def test_outputs(target, case, dtype):
     arguments, grad = inputs_of(case, dtype, target.device)
     outputs = served_outputs(target, case, arguments, grad)
     assert_outputs_close(outputs, case.op, arguments, grad)
@@ -84,8 +80,7 @@ def test_integers_are_exact(target, case, dtype):
 
 
 @pytest.mark.parametrize(
-    ("target", "case", "dtype"),
-    runs(TESTS, lambda index: [torch.float32], targets=support.KERNELS),
+    ("target", "case", "dtype"), runs(TESTS, only_float32, targets=support.KERNELS)
 )
 def test_sums_of_one_sign(target, case, dtype):
     """Nothing cancels, so that the rounding of long sums shows."""
