@@ -52,7 +52,7 @@ test: $(LIBRARY)
 	@$(RUN) -m pytest tests -q
 
 bench: $(LIBRARY)
-	@$(RUN) -m bench.bilinear $(BENCH_FLAGS)
+	@$(RUN) -m bench $(BENCH_FLAGS)
 
 lint: $(TOOLS)
 	@ruff check .

@@ -1,31 +1,61 @@
-"""The ways to compute a bilinear op: blockops, what PyTorch offers, what one writes with it."""
+"""The ways to compute each op: blockops, what PyTorch offers, what one writes with it.
+
+PROVIDERS is the registry, a list for each op: blockops' own first, under names that begin with
+"blockops".
+"""
 
 import functools
 import math
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import blockops
+from blockops import _dispatch
 from blockops._cases import Case
+
+OURS = "blockops"
+PASSES = ("forward", "forward_grad", "backward", "train")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute the op. call takes the case's arguments; layout: the order in which it
-    keeps the weight's axes, arranged beforehand as a parameter would be; stores: the einsum letters
-    of each intermediate; opt_einsum: whether torch.einsum may choose its path; compiled: by
-    torch.compile."""
+    """One way to compute an op: a function of the case's arguments and options, or a module.
+
+    module: makes it for a case; the arguments after the first become its parameters, in their
+    order. layout: the order in which it keeps the weight's axes, arranged beforehand as a parameter
+    would be. stores: the einsum letters of each intermediate. opt_einsum: whether torch.einsum may
+    choose its path. compiled: the mode of torch.compile. passes: those that it has. against: the
+    one of ours that it is compared with. refuses: why it cannot serve a case, or "". limit: not the
+    op, but work that no kernel can undercut; it copies the first argument and is not checked.
+    """
 
     name: str
-    call: Callable[..., Tensor]
-    layout: tuple[int, ...] = (0, 1, 2)
+    call: Callable[..., Tensor] | None = None
+    module: Callable[[Case], nn.Module] | None = None
+    layout: tuple[int, ...] | None = None
     stores: tuple[str, ...] = ()
     opt_einsum: bool = True
-    compiled: bool = False
+    compiled: str = ""
+    passes: tuple[str, ...] = PASSES
+    against: str = OURS
+    refuses: Callable[[Case], str] = lambda case: ""
+    limit: bool = False
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith(OURS)
+
+    @property
+    def peer(self) -> bool:
+        """Whether it may be the best stock form of the op."""
+        return not self.ours and not self.limit and self.against == OURS
 
 
 def einsums(bilinear: bool) -> list[Provider]:
@@ -46,7 +76,7 @@ def einsums(bilinear: bool) -> list[Provider]:
         Provider("einsum", textbook, stores=either),
         Provider("einsum, no opt_einsum", textbook, stores=("bjk",), opt_einsum=False),
         Provider("einsum, outer first", outer_first, stores=("bij",), opt_einsum=False),
-        Provider("compiled einsum", textbook, stores=either, compiled=True),
+        Provider("compiled einsum", textbook, stores=either, compiled="default"),
     ]
 
 
@@ -128,11 +158,95 @@ BILINEAR = [
     Provider("F.bilinear", F.bilinear),
 ]
 
-PROVIDERS = {"quadratic": QUADRATIC, "bilinear": BILINEAR}
+
+def relu_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.relu(F.linear(x, weight, bias))
+
+
+def addmm_refuses(case: Case) -> str:
+    needs = {"a bias": "bias" in case.shapes, "a matrix x": len(case.shapes["x"]) == 2}
+    return " and ".join(what for what, has in needs.items() if not has)
+
+
+def sizes(case: Case) -> tuple[int, int, bool]:
+    """in_features, out_features, bias of a linear layer's case."""
+    m, n = case.shapes["weight"]
+    return n, m, "bias" in case.shapes
+
+
+# x (b, i), weight (k, i), bias (k)
+LINEAR_RELU = [
+    Provider("blockops", blockops.linear_relu),
+    Provider("blockops.LinearReLU", module=lambda case: blockops.LinearReLU(*sizes(case))),
+    Provider("F.relu(F.linear)", relu_linear),
+    Provider("relu_(F.linear)", lambda x, w, b=None: torch.relu_(F.linear(x, w, b))),
+    Provider(
+        "_addmm_activation",
+        lambda x, w, b: torch._addmm_activation(b, x, w.t()),
+        passes=("forward",),
+        refuses=addmm_refuses,
+    ),
+    Provider("compiled", relu_linear, compiled="default"),
+    Provider("compiled, max-autotune", relu_linear, compiled="max-autotune"),
+    Provider(
+        "nn.Sequential",
+        module=lambda case: nn.Sequential(nn.Linear(*sizes(case)), nn.ReLU()),
+        against="blockops.LinearReLU",
+    ),
+]
+
+
+def minus_mean(x: Tensor, dim: int | tuple[int, ...] | None) -> Tensor:
+    return x - (x.mean() if dim is None else x.mean(dim, keepdim=True))
+
+
+CENTER = [
+    Provider("blockops", blockops.center),
+    Provider("x - x.mean", minus_mean),
+    Provider("compiled", minus_mean, compiled="default"),
+    Provider("compiled, max-autotune", minus_mean, compiled="max-autotune"),
+    Provider("copy_", limit=True),
+]
+
+PROVIDERS = {
+    "quadratic": QUADRATIC,
+    "bilinear": BILINEAR,
+    "linear_relu": LINEAR_RELU,
+    "center": CENTER,
+}
+
+# What blockops' time is set against by name, beside the best: the fastest of these providers.
+BILINEAR_FAMILY = {"einsum": ("einsum", "einsum, no opt_einsum"), "F.bilinear": ("F.bilinear",)}
+COLUMNS = {
+    "quadratic": BILINEAR_FAMILY,
+    "bilinear": BILINEAR_FAMILY,
+    "linear_relu": {
+        "eager": ("F.relu(F.linear)",),
+        "modules": ("nn.Sequential",),
+        "compile": ("compiled", "compiled, max-autotune"),
+    },
+    "center": {
+        "eager": ("x - x.mean",),
+        "compile": ("compiled", "compiled, max-autotune"),
+        "copy": ("copy_",),
+    },
+}
+
+
+def why_unavailable(provider: Provider, op: str) -> str:
+    """Why it cannot run on this machine, on any case; "" where it can."""
+    if provider.ours and op in _dispatch.OPS:
+        return _dispatch.why_not("native", op, "cpu") or ""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if provider.compiled and shutil.which(compiler) is None:
+        return f"torch.compile needs a C++ compiler; {compiler} is not found, CXX may name another"
+    return ""
 
 
 def largest_intermediate(case: Case, provider: Provider, dtype: torch.dtype) -> int:
-    """Of those that the provider writes to memory, in bytes."""
+    """Of those that the provider writes to memory, in bytes; 0 where `stores` names none."""
+    if not provider.stores:
+        return 0
     (first, *_), weight = case.shapes.values(), case.shapes["weight"]
     i, j, k = weight if case.op == "quadratic" else (weight[1], weight[2], weight[0])
     sizes = {"b": math.prod(first[:-1]), "i": i, "j": j, "k": k}

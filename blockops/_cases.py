@@ -4,7 +4,8 @@ Each op lists its own in ops/<op>/cases.py; tests and benchmarks take them from 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,18 +16,21 @@ class Case:
     """Shapes for one call of a public op.
 
     op: its name. shapes: argument name -> shape, in the order of the call; the weight's scale is
-    1/sqrt(fan_in). flops: of the forward pass as the formula stands (a product and a sum count 2);
-    floor_flops: the least that a kernel can do (i <= j only, for quadratic). A training step takes
-    three times either. source: whose workload it is, "" for a test shape; batch: its batch there,
-    where the shapes here have it cut to what two CPU cores do in under a second.
+    1/sqrt(fan_in). options: the other arguments, by name. flops: of the forward pass as the formula
+    stands (a product and a sum count 2); floor_flops: the least that a kernel can do (i <= j only,
+    for quadratic). exact: whether integers in give results that no dtype has to round. source:
+    whose workload it is, "" for a test shape; batch: its batch there, where the shapes here have it
+    cut to what two CPU cores do in under a second.
     """
 
     op: str
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    fan_in: int
     flops: int
     floor_flops: int
+    fan_in: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = True
     source: str = ""
     batch: int | None = None
 

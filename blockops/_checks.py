@@ -9,10 +9,14 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_vector_input(op: str, name: str, x: Tensor) -> None:
+def check_floating(op: str, name: str, x: Tensor) -> None:
     if x.dtype not in DTYPES:
         wanted = "float64, float32, bfloat16 or float16"
         raise TypeError(f"{op}: {name} must be {wanted}, got {_dtype_name(x)}")
+
+
+def check_vector_input(op: str, name: str, x: Tensor) -> None:
+    check_floating(op, name, x)
     if x.dim() == 0:
         raise ValueError(f"{op}: {name} must have at least one dimension, got ()")
 
@@ -36,6 +40,25 @@ def check_like(op: str, first_name: str, first: Tensor, **others: Tensor | None)
 def check_sizes(op: str, name: str, tensor: Tensor, ok: bool, expected: str) -> None:
     if not ok:
         raise ValueError(f"{op}: {name} must be {expected}, got {sizes_text(tensor.shape)}")
+
+
+def check_bias(op: str, bias: Tensor | None, m: int, axis: int) -> None:
+    if bias is not None:
+        ok = bias.dim() == 1 and bias.shape[0] == m
+        check_sizes(op, "bias", bias, ok, f"(m) with m = weight.size({axis}) = {m}")
+
+
+def check_axes(op: str, x: Tensor, dim: int | tuple[int, ...] | None) -> None:
+    """Each of `dim` is an axis of x, none of them twice."""
+    axes = max(x.dim(), 1)  # a scalar has dim 0 and -1, as in torch
+    seen = set()
+    for d in () if dim is None else dim if isinstance(dim, tuple) else (dim,):
+        if not -axes <= d < axes:
+            wanted = f"in [{-axes}, {axes - 1}] for x of {x.dim()} dimensions"
+            raise IndexError(f"{op}: dim must be {wanted}, got {d}")
+        if d % axes in seen:
+            raise ValueError(f"{op}: dim must name each axis once, got axis {d % axes} twice")
+        seen.add(d % axes)
 
 
 def check_feature_counts(module: str, **counts: int) -> None:

@@ -17,6 +17,8 @@ from torch.autograd import forward_ad
 
 from . import _library
 
+_transforms_active = torch._C._are_functorch_transforms_active  # found once, for speed
+
 BACKENDS = ("auto", "native", "triton", "reference")
 OPS: dict[str, "Op"] = {}
 
@@ -48,7 +50,7 @@ class Op:
         try:
             # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
             # reference is made of PyTorch's own differentiable ops and serves both.
-            if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            if _transforms_active() or forward_ad._current_level >= 0:
                 return self.reference(*args)
             device_type = args[0].device.type
             choice = self._choices.get((_active, device_type))

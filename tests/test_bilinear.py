@@ -89,8 +89,32 @@ def test_bias_reaches_every_schedule(rows, m):
         bilinear_case("bias", (rows,), 41, 37, m, bias=True),
     ):
         arguments, grad = support.inputs_of(case, torch.float32, integers=True)
-        outputs = support.outputs_of(support.public(case.op), arguments, grad)
-        support.assert_outputs_exact(outputs, case.op, arguments, grad)
+        outputs = support.outputs_of(support.public(case), arguments, grad)
+        support.assert_outputs_exact(outputs, case, arguments, grad)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in support.named("ragged_small", "many_outputs") if "linear_" not in case.op],
+    ids=support.case_id,
+)
+def test_products_above_the_float16_range(case):
+    """1e4 squared is beyond float16, but sums are kept in float32 until they are rounded."""
+    arguments, grad = support.inputs_of(case, torch.float16)
+    inputs = [name for name in arguments if name.startswith("x")]
+    large = {name: torch.full_like(arguments[name], 1e4) for name in inputs}
+    arguments |= large | {"weight": arguments["weight"] * 2**-14}
+    grad = grad * 2**-16
+    outputs = support.outputs_of(support.public(case), arguments, grad)
+    assert all(output.isfinite().all() for output in outputs.values())
+    assert outputs["result"].abs().max() > 100
+    expected = support.exact_outputs(case, arguments, grad)
+    scale = support.scales(case, arguments, grad)
+    tolerance = support.TOLERANCES[case.op][torch.float16]
+    for name in ("result", "grad_weight"):  # grad_x is subnormal here
+        support.assert_close(
+            outputs[name], expected[name], scale[name], tolerance, torch.float16, name=name
+        )
 
 
 # ---- modules ----

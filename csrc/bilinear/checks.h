@@ -40,21 +40,4 @@ inline void check_bilinear(const char* op, const Tensor& x1, const Tensor& x2, c
   check_bias(op, bias, weight.sym_size(0), 0);
 }
 
-// grad (*, m) of a gradient op, where x (*, n) gives the leading sizes.
-inline void check_grad(const char* op, const char* x_name, const Tensor& x, const Tensor& grad) {
-  check_like(op, x_name, x, "grad", grad);
-  const auto leading = x.sym_sizes().slice(0, x.dim() - 1);
-  TORCH_CHECK_VALUE(grad.dim() == x.dim() && grad.sym_sizes().slice(0, x.dim() - 1) == leading, op,
-                    ": grad must be (*, m) with the leading sizes of ", x_name,
-                    ", * = ", sizes_text(leading), ", got ", sizes_text(grad.sym_sizes()));
-}
-
-inline void check_grad_of(const char* op, const char* x_name, const Tensor& x, const Tensor& grad,
-                          const Tensor& weight, int64_t axis) {
-  check_grad(op, x_name, x, grad);
-  TORCH_CHECK_VALUE(grad.sym_size(-1) == weight.sym_size(axis), op,
-                    ": grad must be (*, m) with m = weight.size(", axis,
-                    ") = ", weight.sym_size(axis), ", got ", sizes_text(grad.sym_sizes()));
-}
-
 }  // namespace blockops

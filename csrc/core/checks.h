@@ -26,12 +26,16 @@ inline std::string sizes_text(c10::SymIntArrayRef sizes) {
   return text.str();
 }
 
-// The first argument of an op: a floating tensor of at least one dimension.
-inline void check_vector_input(const char* op, const char* name, const Tensor& x) {
+inline void check_floating(const char* op, const char* name, const Tensor& x) {
   const auto dtype = x.scalar_type();
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
       op, ": ", name, " must be float64, float32, bfloat16 or float16, got ", dtype_name(x));
+}
+
+// The first argument of an op on vectors: a floating tensor of at least one dimension.
+inline void check_vector_input(const char* op, const char* name, const Tensor& x) {
+  check_floating(op, name, x);
   TORCH_CHECK_VALUE(x.dim() > 0, op, ": ", name, " must have at least one dimension, got ()");
 }
 
@@ -50,6 +54,23 @@ inline void check_bias(const char* op, const OptionalTensor& bias, const c10::Sy
   TORCH_CHECK_VALUE(bias->dim() == 1 && bias->sym_size(0) == m, op,
                     ": bias must be (m) with m = weight.size(", axis, ") = ", m, ", got ",
                     sizes_text(bias->sym_sizes()));
+}
+
+// grad (*, m) of a gradient op, where x (*, n) gives the leading sizes.
+inline void check_grad(const char* op, const char* x_name, const Tensor& x, const Tensor& grad) {
+  check_like(op, x_name, x, "grad", grad);
+  const auto leading = x.sym_sizes().slice(0, x.dim() - 1);
+  TORCH_CHECK_VALUE(grad.dim() == x.dim() && grad.sym_sizes().slice(0, x.dim() - 1) == leading, op,
+                    ": grad must be (*, m) with the leading sizes of ", x_name,
+                    ", * = ", sizes_text(leading), ", got ", sizes_text(grad.sym_sizes()));
+}
+
+inline void check_grad_of(const char* op, const char* x_name, const Tensor& x, const Tensor& grad,
+                          const Tensor& weight, int64_t axis) {
+  check_grad(op, x_name, x, grad);
+  TORCH_CHECK_VALUE(grad.sym_size(-1) == weight.sym_size(axis), op,
+                    ": grad must be (*, m) with m = weight.size(", axis,
+                    ") = ", weight.sym_size(axis), ", got ", sizes_text(grad.sym_sizes()));
 }
 
 // x's leading sizes followed by one new last size.

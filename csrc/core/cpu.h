@@ -1,17 +1,53 @@
-// What the CPU kernels share: scratch memory, parallel parts with fixed bits, and ATen's matrix
-// product on plain pointers.
+// What the CPU kernels share: tensors as plain pointers, scratch memory, parallel parts with fixed
+// bits, and ATen's matrix product on pointers.
 #pragma once
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "core/huge_pages.h"
 
 namespace blockops::cpu {
+
+// Contiguous, of the dtype that is computed in: the tensor itself where it is that already.
+inline at::Tensor operand(const at::Tensor& tensor, at::ScalarType dtype) {
+  if (tensor.scalar_type() == dtype && tensor.is_contiguous()) return tensor;  // costs no dispatch
+  return tensor.to(dtype).contiguous();
+}
+inline at::Tensor operand(const std::optional<at::Tensor>& tensor, at::ScalarType dtype) {
+  return tensor ? operand(*tensor, dtype) : at::Tensor();
+}
+
+template <class T>
+const T* pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+// Fresh memory for a result.
+inline at::Tensor result(at::IntArrayRef sizes, at::ScalarType dtype) {
+  const at::Tensor tensor = at::empty(sizes, at::TensorOptions(dtype));
+  advise_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
+  return tensor;
+}
+
+// A result computed in a wider dtype, in its own.
+inline at::Tensor rounded(const at::Tensor& result, at::ScalarType dtype) {
+  return result.scalar_type() == dtype ? result : result.to(dtype);
+}
+
+// B: the product of x's leading sizes.
+inline int64_t rows_of(const at::Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t axis = 0; axis + 1 < x.dim(); ++axis) rows *= x.size(axis);
+  return rows;
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

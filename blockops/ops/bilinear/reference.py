@@ -8,7 +8,7 @@ slow: einsum keeps an intermediate of B*n*m elements.
 import torch
 from torch import Tensor
 
-from ..._checks import check_like, check_sizes, check_vector_input, sizes_text
+from ..._checks import check_bias, check_like, check_sizes, check_vector_input, sizes_text
 
 
 def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,9 +39,3 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None)
     check_bias("bilinear", bias, weight.shape[0], 0)
     y = torch.einsum("...i,kij,...j->...k", x1, weight, x2)
     return y if bias is None else y + bias.to(y.dtype)
-
-
-def check_bias(op: str, bias: Tensor | None, m: int, axis: int) -> None:
-    if bias is not None:
-        ok = bias.dim() == 1 and bias.shape[0] == m
-        check_sizes(op, "bias", bias, ok, f"(m) with m = weight.size({axis}) = {m}")

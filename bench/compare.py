@@ -1,0 +1,75 @@
+"""Two stored runs side by side: what became faster, and what slower beyond noise."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from .providers import OURS
+from .report import NAMES, Row, Section, duration, ratio, rows_of
+
+SLACK = 1.05  # a change up to it is none, however quiet the machine was
+ALIKE = ("device", "dtype", "threads", "fastest")  # what two runs must have in common
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The record of a stored run; ValueError says what is wrong with the folder."""
+    path = folder / "results.json"
+    try:
+        record = json.loads(path.read_text())
+    except OSError:
+        raise ValueError(f"{folder} has no results.json: name a folder that --out stored") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(record, dict) or not record.keys() >= {"results", "command", *ALIKE}:
+        raise ValueError(f"{path} is not of python -m bench")
+    return record
+
+
+def change(before: Row, after: Row) -> tuple[float, float, float]:
+    """How many times as fast blockops became, by its time and against the best stock form of the
+    same run (NaN where there is none), and what noise alone may do."""
+    by_time = before.seconds / after.seconds
+    both = "best" in before.ratios and "best" in after.ratios
+    against = after.ratios["best"] / before.ratios["best"] if both else math.nan
+    return by_time, against, max(SLACK, before.noise * after.noise)
+
+
+def verdict(before: Row, after: Row) -> str:
+    """One of slower, faster and "". A machine that became slower slows the stock forms as well:
+    only what changed by its time and against the best of them has changed."""
+    by_time, against, noise = change(before, after)
+    figures = [value for value in (by_time, against) if not math.isnan(value)]
+    if max(figures) < 1 / noise:
+        return "slower"
+    return "faster" if min(figures) > noise else ""
+
+
+def compare(first: dict[str, Any], second: dict[str, Any]) -> tuple[Section, bool]:
+    """The table, and whether anything is slower, or wrong where it was right. ValueError where the
+    two cannot be compared."""
+    for name in ALIKE:
+        if first[name] != second[name]:
+            raise ValueError(f"the runs differ in {name}: {first[name]} and {second[name]}")
+    before, after = ({(r.op, r.case, r.name): r for r in rows_of(run)} for run in (first, second))
+    table, worse = [], False
+    for key in [key for key in before if key in after]:
+        old, new = before[key], after[key]
+        by_time, against, noise = change(old, new)
+        found = verdict(old, new)
+        worse |= found == "slower"
+        about = [old.op, old.case, NAMES[old.name], duration(old.seconds), duration(new.seconds)]
+        table.append([*about, ratio(by_time), ratio(against), f"{noise - 1:.0%}", found])
+    for result in second["results"]:
+        for name, trouble in result["troubles"].items():
+            if name.startswith(OURS):
+                worse = True
+                table.append([result["op"], result["case"], name, *["-"] * 5, trouble])
+    alone = len(before.keys() ^ after.keys())
+    note = (
+        "Above 1, blockops became faster: by its time, and against the best stock form of the same "
+        "run. It is slower or faster where both say so by more than the noise of the two runs, "
+        f"at least {SLACK - 1:.0%}. Rows that only one run has: {alone}."
+    )
+    names = ["op", "case", "pass", "before", "after", "by time", "against best", "noise", ""]
+    return Section("two runs", names, table, note), worse

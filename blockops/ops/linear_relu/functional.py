@@ -1,0 +1,37 @@
+"""The public function linear_relu."""
+
+from torch import Tensor
+
+from ..._dispatch import Op
+from . import reference
+
+_linear_relu = Op("linear_relu", reference.linear_relu)
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer and its ReLU in one op, y_k = max(sum_i weight_ki x_i + bias_k, 0).
+
+    x: (*, n), any leading dimensions, or none. weight: (m, n), as torch.nn.functional.linear has
+    it. bias: (m) or None. All of one dtype, float64, float32, bfloat16 or float16, on one device.
+    Returns (*, m) in that dtype; NaN stays NaN, and n = 0 gives relu(bias), as in PyTorch.
+
+    bfloat16 and float16 accumulate in float32; float32 stays float32 unless
+    torch.set_float32_matmul_precision asks for less. The result has the same bits at every number
+    of threads.
+
+    Derivative: with z_k the sum and grad_z = g where y > 0 or y is NaN, else 0:
+    grad_x = grad_z weight, grad_weight = grad_z^T x, grad_bias = sum_b grad_z_b. Backward keeps x,
+    weight and y, not z. Derivatives of any order are those of torch.relu. Under torch.func
+    transforms and forward-mode AD the reference formula serves.
+
+    Cost for B rows: 2 n m B FLOPs forward and twice that backward. Beside x, weight, y and their
+    gradients, extra memory is a few MB on the CPU in float32 and float64 (in bfloat16 a part of
+    grad_z as well); float16 is computed on float32 copies.
+
+    Raises ValueError for a wrong shape, TypeError for a wrong or mixed dtype, RuntimeError for
+    tensors on different devices or a forced backend that cannot serve.
+
+    Method: ATen's matrix product on tiles of y, bias and ReLU while the tile is in the cache;
+    backward masks on the way into its two products. docs/performance.md has the measurements.
+    """
+    return _linear_relu(x, weight, bias)

@@ -1,0 +1,157 @@
+// linear_relu: schemas, Meta kernels, autograd, autocast. The kernels proper are in
+// linear_relu_cpu.cpp.
+//
+// y = relu(z) with z = x W^T + bias. Backward needs x, W and y only: grad_z is grad where y > 0,
+// and NaN in y lets grad through, as torch.relu does.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/threshold_backward.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+
+#include "core/autograd.h"
+#include "linear_relu/checks.h"
+
+namespace blockops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+using ThreeBools = std::array<bool, 3>;
+
+void define_schemas(torch::Library& library) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  library.def("linear_relu(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", tags);
+  // The gradients of x, weight and bias; of size 0 where they are not wanted.
+  library.def(
+      "linear_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor y,"
+      " bool[3] wanted=[True, True, True]) -> (Tensor, Tensor, Tensor)",
+      tags);
+}
+
+// ---- Meta: the checks, and the shape of the result ----
+
+Tensor linear_relu_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  check_linear_relu("linear_relu", x, weight, bias);
+  return at::empty_symint(with_last_size(x, weight.sym_size(0)), x.options());
+}
+
+ThreeTensors linear_relu_backward_meta(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                       const Tensor& y, ThreeBools wanted) {
+  check_linear_relu_backward(grad, x, weight, y);
+  const auto empty = [&](bool is_wanted, c10::SymIntArrayRef sizes) {
+    return is_wanted ? at::empty_symint(sizes, x.options()) : at::empty({0}, x.options());
+  };
+  return {empty(wanted[0], x.sym_sizes()), empty(wanted[1], weight.sym_sizes()),
+          empty(wanted[2], weight.sym_sizes().slice(0, 1))};
+}
+
+// ---- calls through the dispatcher, one per op ----
+
+template <class N>
+Tensor linear_relu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  static auto op =
+      typed_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&), N>("linear_relu");
+  return op.call(x, weight, bias);
+}
+
+template <class N>
+ThreeTensors linear_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                  const Tensor& y, ThreeBools wanted) {
+  static auto op =
+      typed_op<ThreeTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, ThreeBools),
+               N>("linear_relu_backward");
+  return op.call(grad, x, weight, y, wanted);
+}
+
+// ---- autograd ----
+
+Tensor as_matrix(const Tensor& tensor) {
+  return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2);
+}
+
+// Grad mode during a backward pass means that its graph is wanted (create_graph=True): the
+// gradients composed of differentiable ops. The mask is constant wherever it has a derivative.
+variable_list composed_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                const Tensor& y, ThreeBools wanted) {
+  const Tensor grad_z = at::threshold_backward(grad, y.detach(), 0);
+  return {wanted[0] ? at::matmul(grad_z, weight) : Tensor(),
+          wanted[1] ? at::matmul(as_matrix(grad_z).t(), as_matrix(x)) : Tensor(),
+          wanted[2] ? bias_gradient(grad_z) : Tensor()};
+}
+
+template <class N>
+struct LinearReluFunction : Function<LinearReluFunction<N>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
+                        const OptionalTensor& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor y = linear_relu<N>(x, weight, bias);
+    ctx->save_for_backward({x, weight, y});
+    ctx->saved_data["bias"] = bias.has_value();
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1], &y = saved[2], &g = grads[0];
+    const ThreeBools wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                               needs_optional_grad(ctx, "bias", 2)};
+    if (at::GradMode::is_enabled()) return composed_backward(g, x, weight, y, wanted);
+    at::AutoDispatchBelowADInplaceOrView guard;  // past the boxed fallback: no graph is wanted
+    const auto [grad_x, grad_weight, grad_bias] = linear_relu_backward<N>(g, x, weight, y, wanted);
+    return {wanted[0] ? grad_x : Tensor(), wanted[1] ? grad_weight : Tensor(),
+            wanted[2] ? grad_bias : Tensor()};
+  }
+};
+
+template <class N>
+Tensor linear_relu_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  if (needs_graph(x, weight, bias)) return LinearReluFunction<N>::apply(x, weight, bias);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return linear_relu<N>(x, weight, bias);
+}
+
+// ---- autocast: a lower-precision op, as torch's linear is ----
+
+template <class N, c10::DeviceType device>
+Tensor linear_relu_autocast(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  return linear_relu<N>(at::autocast::cached_cast(dtype, x, device),
+                        at::autocast::cached_cast(dtype, weight, device),
+                        at::autocast::cached_cast(dtype, bias, device));
+}
+
+template <class N>
+void register_autograd(torch::Library& library) {
+  library.impl("linear_relu", &linear_relu_autograd<N>);
+  // The fused kernel never stands in a graph that is differentiated: without this a direct call
+  // would have silently wrong second derivatives.
+  library.impl("linear_relu_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(blockops, library) { define_schemas(library); }
+TORCH_LIBRARY_IMPL(blockops, Meta, library) {
+  library.impl("linear_relu", &linear_relu_meta);
+  library.impl("linear_relu_backward", &linear_relu_backward_meta);
+}
+TORCH_LIBRARY_IMPL(blockops, Autograd, library) { register_autograd<Native>(library); }
+TORCH_LIBRARY_IMPL(blockops, AutocastCPU, library) {
+  library.impl("linear_relu", &linear_relu_autocast<Native, c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(blockops, AutocastCUDA, library) {
+  library.impl("linear_relu", &linear_relu_autocast<Native, c10::DeviceType::CUDA>);
+}
+
+}  // namespace blockops
