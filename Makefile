@@ -35,10 +35,11 @@ KEY := build/make/key
 LIBRARY := blockops/_C$(word 2,$(PROBE))
 RUN := PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: help demo test lint format bench sanitize clean FORCE
+.PHONY: help demo tour test lint format bench sanitize clean FORCE
 
 help:
 	@echo "make demo      train a small model on handwritten digits (DEMO_FLAGS=--smoke: briefly)"
+	@echo "make tour      walk through layers and blocks, every claim checked"
 	@echo "make test      run the tests"
 	@echo "make lint      check style and formatting; make format mends the formatting"
 	@echo "make bench     measure the ops against PyTorch's own (BENCH_FLAGS=--targets: and the aims)"
@@ -47,6 +48,9 @@ help:
 
 demo: $(LIBRARY)
 	@$(RUN) examples/digits.py $(DEMO_FLAGS)
+
+tour: $(LIBRARY)
+	@$(RUN) examples/tour.py
 
 test: $(LIBRARY)
 	@$(RUN) -m pytest tests -q

@@ -197,7 +197,8 @@ def ceiling(dtype: torch.dtype, seconds: float) -> float:
 
 def memory(case: Case, entry: Entry) -> dict[str, int]:
     """Bytes of PyTorch's allocator that a training step holds at once beyond its arguments and
-    result, and the bound on them: packed weight (quadratic only), gradients, 16 MiB."""
+    result, and the bound on them: the gradients, 16 MiB, for quadratic the packed weight, for
+    linear_relu and the model the gradient of z, which has the result's size."""
     (step,) = entry.calls("train", 1)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -208,11 +209,11 @@ def memory(case: Case, entry: Entry) -> dict[str, int]:
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    packed = 0
+    beside = 0 if case.op in ("bilinear", "center") else results[0].nbytes
     if case.op == "quadratic":
         _, n, m = case.shapes["weight"]
-        packed = n * (n + 1) // 2 * m * results[0].itemsize
-    bound = packed + sum(t.nbytes for t in results[1:]) + (16 << 20)
+        beside = n * (n + 1) // 2 * m * results[0].itemsize
+    bound = beside + sum(t.nbytes for t in results[1:]) + (16 << 20)
     return {"peak": peak - results[0].nbytes, "bound": bound}
 
 

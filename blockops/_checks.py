@@ -61,11 +61,15 @@ def check_axes(op: str, x: Tensor, dim: int | tuple[int, ...] | None) -> None:
         seen.add(d % axes)
 
 
+def check_int(owner: str, name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be an int, got {type(value).__name__}")
+
+
 def check_feature_counts(module: str, **counts: int) -> None:
     """Sizes given to a module's constructor are integers, at least 0."""
     for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise TypeError(f"{module}: {name} must be an int, got {type(count).__name__}")
+        check_int(module, name, count)
         if count < 0:
             raise ValueError(f"{module}: {name} must be at least 0, got {count}")
 

@@ -17,8 +17,6 @@ from torch.autograd import forward_ad
 
 from . import _library
 
-_transforms_active = torch._C._are_functorch_transforms_active  # found once, for speed
-
 BACKENDS = ("auto", "native", "triton", "reference")
 OPS: dict[str, "Op"] = {}
 
@@ -39,6 +37,7 @@ class Op:
         self.name = name
         self.reference = reference
         self._parameters = tuple(inspect.signature(reference).parameters.values())
+        self._short_way = _library.function(name)
         OPS[name] = self
         self._choices = {
             (backend, device_type): self._choose(backend, device_type)
@@ -47,10 +46,19 @@ class Op:
         }
 
     def __call__(self, *args: Any) -> Tensor:
+        # Where native serves CPU tensors, which is what auto and native say, the compiled library
+        # takes plain ones at once: less than half of a small layer's overhead is then left.
+        if _active in ("auto", "native") and not torch.compiler.is_dynamo_compiling():
+            result = self._short_way(*args)
+            if result is not NotImplemented:
+                return result
+        return self._call(*args)
+
+    def _call(self, *args: Any) -> Tensor:
         try:
             # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
             # reference is made of PyTorch's own differentiable ops and serves both.
-            if _transforms_active() or forward_ad._current_level >= 0:
+            if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
                 return self.reference(*args)
             device_type = args[0].device.type
             choice = self._choices.get((_active, device_type))

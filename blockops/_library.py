@@ -6,6 +6,7 @@ except the absence of PyTorch itself.
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,13 @@ def require() -> None:
 def build_info() -> dict[str, Any]:
     """How the library was built (torch, CUDA or why not, ...); empty when it is missing."""
     return {} if _C is None else _C.build_info()
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The library's short way into an op (csrc/core/python.h), which returns NotImplemented for
+    what it does not know; where the library is missing or old, it knows nothing."""
+    missing = _C is None or not hasattr(_C, name)
+    return (lambda *args: NotImplemented) if missing else getattr(_C, name)
 
 
 def path() -> str | None:

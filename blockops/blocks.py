@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ._checks import sizes_text
+from ._checks import check_int, sizes_text
 
 COMBINES = ("sequential", "parallel", "residual")
 
@@ -34,7 +34,7 @@ class Parallel(nn.Module):
             if not isinstance(block, nn.Module):
                 got = _type_name(block)
                 raise TypeError(f"Parallel: blocks[{index}] must be an nn.Module, got {got}")
-        _check_int("Parallel", "dim", dim)
+        check_int("Parallel", "dim", dim)
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.dim = dim
@@ -95,7 +95,7 @@ class Repeat(nn.Module):
         combine: str = "sequential",
         **kwargs,
     ) -> None:
-        _check_int("Repeat", "num_instances", num_instances)
+        check_int("Repeat", "num_instances", num_instances)
         if num_instances < 1:
             raise ValueError(f"Repeat: num_instances must be at least 1, got {num_instances}")
         if combine not in COMBINES:
@@ -177,11 +177,6 @@ def _tensor_of(owner: str, index: int, block: nn.Module, x: Tensor) -> Tensor:
         got = _type_name(result)
         raise TypeError(f"{owner}: {_named(index, block)} must return a tensor, got {got}")
     return result
-
-
-def _check_int(owner: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{owner}: {name} must be an int, got {_type_name(value)}")
 
 
 def _named(index: int, block: nn.Module) -> str:

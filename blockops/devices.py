@@ -2,14 +2,15 @@
 
 import torch
 
+from ._checks import check_int
+
 
 def try_gpu(i: int = 0) -> torch.device:
     """The CUDA device of index i where it exists, the CPU otherwise.
 
     Raises TypeError for an i that is no int, ValueError for a negative one.
     """
-    if not isinstance(i, int) or isinstance(i, bool):
-        raise TypeError(f"try_gpu: i must be an int, got {type(i).__name__}")
+    check_int("try_gpu", "i", i)
     if i < 0:
         raise ValueError(f"try_gpu: i must be at least 0, got {i}")
     return torch.device("cuda", i) if i < torch.cuda.device_count() else torch.device("cpu")

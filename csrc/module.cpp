@@ -1,13 +1,18 @@
 // The Python module blockops._C. Importing it loads the library, and with it every op registered in
-// the other files; what Python sees is only how the library was built.
+// the other files; what Python sees is how the library was built, and a short way into each op.
 
 #include <pybind11/pybind11.h>
 
 #include "build_info.h"
+#include "core/python.h"
 
 PYBIND11_MODULE(_C, module) {
   module.def(
       "build_info",
       [] { return pybind11::module_::import("json").attr("loads")(BLOCKOPS_BUILD_INFO); },
       "How this library was built: the facts that setup.py decided, as a dict.");
+  auto& functions = blockops::python::functions();
+  functions.push_back({});  // the end of the list
+  if (PyModule_AddFunctions(module.ptr(), functions.data()) != 0)
+    throw pybind11::error_already_set();
 }

@@ -8,12 +8,14 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "bilinear/checks.h"
 #include "core/autograd.h"
+#include "core/python.h"
 
 namespace blockops {
 namespace {
@@ -136,14 +138,15 @@ TwoTensors bilinear_grad_inputs(const Tensor& grad, const Tensor& x1, const Tens
 }
 
 // ---- autograd ----
+//
+// A bias that was not given has no edge in the graph to ask about: has_bias says so.
 
-template <class N>
-struct QuadraticFunction : Function<QuadraticFunction<N>> {
+template <class N, bool has_bias>
+struct QuadraticFunction : Function<QuadraticFunction<N, has_bias>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, weight});
-    ctx->saved_data["bias"] = bias.has_value();
     return quadratic<N>(x, weight, bias);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -151,7 +154,7 @@ struct QuadraticFunction : Function<QuadraticFunction<N>> {
     const auto &x = saved[0], &weight = saved[1], &g = grads[0];
     return {ctx->needs_input_grad(0) ? quadratic_grad_x<N>(g, x, weight) : Tensor(),
             ctx->needs_input_grad(1) ? quadratic_grad_weight<N>(g, x) : Tensor(),
-            needs_optional_grad(ctx, "bias", 2) ? bias_gradient(g) : Tensor()};
+            has_bias && ctx->needs_input_grad(2) ? bias_gradient(g) : Tensor()};
   }
 };
 
@@ -170,13 +173,12 @@ struct QuadraticGradWeightFunction : Function<QuadraticGradWeightFunction<N>> {
   }
 };
 
-template <class N>
-struct BilinearFunction : Function<BilinearFunction<N>> {
+template <class N, bool has_bias>
+struct BilinearFunction : Function<BilinearFunction<N, has_bias>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x1, const Tensor& x2,
                         const Tensor& weight, const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x1, x2, weight});
-    ctx->saved_data["bias"] = bias.has_value();
     return bilinear<N>(x1, x2, weight, bias);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -186,7 +188,7 @@ struct BilinearFunction : Function<BilinearFunction<N>> {
                                                       ctx->needs_input_grad(1));
     return {grad_x1, grad_x2,
             ctx->needs_input_grad(2) ? bilinear_grad_weight<N>(g, x1, x2) : Tensor(),
-            needs_optional_grad(ctx, "bias", 3) ? bias_gradient(g) : Tensor()};
+            has_bias && ctx->needs_input_grad(3) ? bias_gradient(g) : Tensor()};
   }
 };
 
@@ -209,7 +211,10 @@ struct BilinearGradWeightFunction : Function<BilinearGradWeightFunction<N>> {
 
 template <class N>
 Tensor quadratic_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  if (needs_graph(x, weight, bias)) return QuadraticFunction<N>::apply(x, weight, bias);
+  if (needs_graph(x, weight, bias)) {
+    return bias ? QuadraticFunction<N, true>::apply(x, weight, bias)
+                : QuadraticFunction<N, false>::apply(x, weight, bias);
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
   return quadratic<N>(x, weight, bias);
 }
@@ -224,7 +229,10 @@ Tensor quadratic_grad_weight_autograd(const Tensor& grad, const Tensor& x) {
 template <class N>
 Tensor bilinear_autograd(const Tensor& x1, const Tensor& x2, const Tensor& weight,
                          const OptionalTensor& bias) {
-  if (needs_graph(x1, x2, weight, bias)) return BilinearFunction<N>::apply(x1, x2, weight, bias);
+  if (needs_graph(x1, x2, weight, bias)) {
+    return bias ? BilinearFunction<N, true>::apply(x1, x2, weight, bias)
+                : BilinearFunction<N, false>::apply(x1, x2, weight, bias);
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
   return bilinear<N>(x1, x2, weight, bias);
 }
@@ -298,5 +306,9 @@ TORCH_LIBRARY_IMPL(blockops, AutocastCPU, library) {
 TORCH_LIBRARY_IMPL(blockops, AutocastCUDA, library) {
   register_autocast<Native, c10::DeviceType::CUDA>(library);
 }
+
+BLOCKOPS_PYTHON_FUNCTION(quadratic, Tensor(const Tensor&, const Tensor&, const OptionalTensor&))
+BLOCKOPS_PYTHON_FUNCTION(bilinear,
+                         Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&))
 
 }  // namespace blockops

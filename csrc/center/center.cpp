@@ -9,6 +9,7 @@
 
 #include "center/checks.h"
 #include "core/autograd.h"
+#include "core/python.h"
 
 namespace blockops {
 namespace {
@@ -58,5 +59,7 @@ TORCH_LIBRARY_IMPL(blockops, Meta, library) { library.impl("center", &center_met
 TORCH_LIBRARY_IMPL(blockops, Autograd, library) {
   library.impl("center", &center_autograd<Native>);
 }
+
+BLOCKOPS_PYTHON_FUNCTION(center, Tensor(const Tensor&, at::OptionalIntArrayRef))
 
 }  // namespace blockops

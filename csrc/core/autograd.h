@@ -6,7 +6,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/sum.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <numeric>
 #include <optional>
@@ -40,13 +39,6 @@ inline bool wants_graph(const std::optional<at::Tensor>& tensor) {
 template <class... Tensors>
 bool needs_graph(const Tensors&... inputs) {
   return (wants_graph(inputs) || ...);
-}
-
-// Whether an optional argument's gradient is wanted: one that was not given has no edge in the
-// graph to ask about. `name` is its flag in saved_data.
-inline bool needs_optional_grad(const torch::autograd::AutogradContext* ctx, const char* name,
-                                size_t edge) {
-  return ctx->saved_data.at(name).toBool() && ctx->needs_input_grad(edge);
 }
 
 // The sum of grad (*, m) over its leading dimensions.

@@ -16,6 +16,7 @@
 #include <tuple>
 
 #include "core/autograd.h"
+#include "core/python.h"
 #include "linear_relu/checks.h"
 
 namespace blockops {
@@ -74,6 +75,8 @@ ThreeTensors linear_relu_backward(const Tensor& grad, const Tensor& x, const Ten
 }
 
 // ---- autograd ----
+//
+// A bias that was not given has no edge in the graph to ask about: has_bias says so.
 
 Tensor as_matrix(const Tensor& tensor) {
   return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2);
@@ -89,21 +92,20 @@ variable_list composed_backward(const Tensor& grad, const Tensor& x, const Tenso
           wanted[2] ? bias_gradient(grad_z) : Tensor()};
 }
 
-template <class N>
-struct LinearReluFunction : Function<LinearReluFunction<N>> {
+template <class N, bool has_bias>
+struct LinearReluFunction : Function<LinearReluFunction<N, has_bias>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor y = linear_relu<N>(x, weight, bias);
     ctx->save_for_backward({x, weight, y});
-    ctx->saved_data["bias"] = bias.has_value();
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1], &y = saved[2], &g = grads[0];
     const ThreeBools wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                               needs_optional_grad(ctx, "bias", 2)};
+                               has_bias && ctx->needs_input_grad(2)};
     if (at::GradMode::is_enabled()) return composed_backward(g, x, weight, y, wanted);
     at::AutoDispatchBelowADInplaceOrView guard;  // past the boxed fallback: no graph is wanted
     const auto [grad_x, grad_weight, grad_bias] = linear_relu_backward<N>(g, x, weight, y, wanted);
@@ -114,7 +116,10 @@ struct LinearReluFunction : Function<LinearReluFunction<N>> {
 
 template <class N>
 Tensor linear_relu_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  if (needs_graph(x, weight, bias)) return LinearReluFunction<N>::apply(x, weight, bias);
+  if (needs_graph(x, weight, bias)) {
+    return bias ? LinearReluFunction<N, true>::apply(x, weight, bias)
+                : LinearReluFunction<N, false>::apply(x, weight, bias);
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
   return linear_relu<N>(x, weight, bias);
 }
@@ -153,5 +158,7 @@ TORCH_LIBRARY_IMPL(blockops, AutocastCPU, library) {
 TORCH_LIBRARY_IMPL(blockops, AutocastCUDA, library) {
   library.impl("linear_relu", &linear_relu_autocast<Native, c10::DeviceType::CUDA>);
 }
+
+BLOCKOPS_PYTHON_FUNCTION(linear_relu, Tensor(const Tensor&, const Tensor&, const OptionalTensor&))
 
 }  // namespace blockops

@@ -4,7 +4,7 @@ no kernel to choose, so it goes through no backend."""
 import torch
 from torch import Tensor
 
-from ..._checks import check_axes, sizes_text
+from ..._checks import check_axes, check_int, sizes_text
 
 NORMS = ("backward", "ortho", "forward")
 RESULT_DTYPES = {
@@ -35,17 +35,12 @@ def fourier_coefficients(x: Tensor, dim: int = -1, norm: str = "ortho") -> Tenso
 
     Method: torch.fft.rfft, which is MKL or pocketfft on the CPU and cuFFT on CUDA.
     """
-    check_dim("fourier_coefficients", dim)
+    check_int("fourier_coefficients", "dim", dim)
     check_norm("fourier_coefficients", norm)
     x = _checked(x, dim)
     if x.numel() == 0:  # MKL refuses it
         return x.narrow(dim, 0, x.shape[dim] // 2 + 1).to(RESULT_DTYPES[x.dtype])
     return torch.fft.rfft(x, dim=dim, norm=norm)
-
-
-def check_dim(op: str, dim: int) -> None:
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"{op}: dim must be an int, got {type(dim).__name__}")
 
 
 def check_norm(op: str, norm: str) -> None:

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from .functional import check_dim, check_norm, fourier_coefficients
+from ..._checks import check_int
+from .functional import check_norm, fourier_coefficients
 
 
 class FourierCoefficients(nn.Module):
@@ -13,7 +14,7 @@ class FourierCoefficients(nn.Module):
     """
 
     def __init__(self, dim: int = -1, norm: str = "ortho") -> None:
-        check_dim("FourierCoefficients", dim)
+        check_int("FourierCoefficients", "dim", dim)
         check_norm("FourierCoefficients", norm)
         super().__init__()
         self.dim = dim

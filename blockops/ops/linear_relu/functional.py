@@ -16,8 +16,9 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns (*, m) in that dtype; NaN stays NaN, and n = 0 gives relu(bias), as in PyTorch.
 
     bfloat16 and float16 accumulate in float32; float32 stays float32 unless
-    torch.set_float32_matmul_precision asks for less. The result has the same bits at every number
-    of threads.
+    torch.set_float32_matmul_precision asks for less. Runs with the same number of threads have the
+    same bits; with another number they may have others, as ATen's products take threads of their
+    own.
 
     Derivative: with z_k the sum and grad_z = g where y > 0 or y is NaN, else 0:
     grad_x = grad_z weight, grad_weight = grad_z^T x, grad_bias = sum_b grad_z_b. Backward keeps x,
@@ -25,13 +26,15 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     transforms and forward-mode AD the reference formula serves.
 
     Cost for B rows: 2 n m B FLOPs forward and twice that backward. Beside x, weight, y and their
-    gradients, extra memory is a few MB on the CPU in float32 and float64 (in bfloat16 a part of
-    grad_z as well); float16 is computed on float32 copies.
+    gradients, backward needs grad_z, B m elements, and partial sums of grad_bias, about B m / 16 in
+    float64 at most. float16, and small work in bfloat16, is computed on float32 copies; an argument
+    that is not contiguous is copied.
 
     Raises ValueError for a wrong shape, TypeError for a wrong or mixed dtype, RuntimeError for
     tensors on different devices or a forced backend that cannot serve.
 
-    Method: ATen's matrix product on tiles of y, bias and ReLU while the tile is in the cache;
-    backward masks on the way into its two products. docs/performance.md has the measurements.
+    Method: ATen's matrix product, and ReLU in place on its result; backward makes grad_z and
+    grad_bias in one pass, then takes its two products. Small work runs in plain loops.
+    docs/performance.md has the measurements.
     """
     return _linear_relu(x, weight, bias)

@@ -1,0 +1,120 @@
+"""The short way into the compiled library: what it takes, and what it leaves to the long one."""
+
+import pytest
+import support
+import torch
+from support import case_id
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+import blockops
+from blockops import _dispatch, _library
+
+CASES = support.named("leading")
+
+
+def arguments_of(case):
+    """All of the op's arguments, in order, as `Op` passes them."""
+    parameters = _dispatch.OPS[case.op]._parameters
+    values = {**case.tensors(), **case.options}
+    return [values.get(parameter.name) for parameter in parameters]
+
+
+def short_way(case, arguments):
+    return _library.function(case.op)(*arguments)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+class CountingMode(TorchFunctionMode):
+    seen = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_plain_tensors_take_it(case):
+    arguments = arguments_of(case)
+    expected = getattr(torch.ops.blockops, case.op)(*arguments)
+    assert torch.equal(short_way(case, arguments), expected)
+    parameters = [torch.nn.Parameter(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    result = short_way(case, parameters)
+    assert torch.equal(result, expected) and result.grad_fn is not None
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda first: first.to("meta"),
+        lambda first: first.as_subclass(Subclass),
+        lambda first: first.tolist(),
+        lambda first: None,
+    ],
+    ids=["meta", "subclass", "list", "None"],
+)
+def test_other_tensors_do_not(case, change):
+    first, *others = arguments_of(case)
+    assert short_way(case, [change(first), *others]) is NotImplemented
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_a_wrong_number_of_arguments_does_not(case):
+    arguments = arguments_of(case)
+    assert short_way(case, arguments[:-1]) is NotImplemented
+    assert short_way(case, [*arguments, None]) is NotImplemented
+
+
+def test_axes_that_are_no_plain_ints_do_not():
+    (case,) = [case for case in CASES if case.op == "center"]
+    x = case.tensors()["x"]
+    assert all(torch.is_tensor(short_way(case, [x, dim])) for dim in (None, 1, (0, -1), ()))
+    for dim in (1.0, "rows", True, (0, None), [0], 2**70):
+        assert short_way(case, [x, dim]) is NotImplemented
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_modes_and_transforms_do_not(case):
+    first, *others = arguments_of(case)
+    mode = CountingMode()
+    with mode:
+        assert short_way(case, [first, *others]) is NotImplemented
+        support.public(case)(**case.tensors())
+    assert mode.seen > 0
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(first, torch.ones_like(first))
+        assert short_way(case, [dual, *others]) is NotImplemented
+    seen = []
+
+    def look(x):
+        seen.append(short_way(case, [x, *others]))
+        return x.sum()
+
+    torch.func.grad(look)(first)
+    assert seen == [NotImplemented]
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_errors_are_those_of_the_long_way(case):
+    first, *others = arguments_of(case)
+    with pytest.raises(TypeError) as raised:
+        short_way(case, [first.int(), *others])
+    with blockops.backend("reference"), pytest.raises(TypeError) as expected:
+        support.public(case)(**case.tensors() | {next(iter(case.shapes)): first.int()})
+    assert str(raised.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_public_functions_take_it_where_native_serves(case, monkeypatch):
+    taken = []
+    op = _dispatch.OPS[case.op]
+    monkeypatch.setattr(op, "_short_way", lambda *args: taken.append(args) or NotImplemented)
+    for backend, times in [("auto", 1), ("native", 1), ("reference", 0)]:
+        taken.clear()
+        with blockops.backend(backend):
+            support.public(case)(**case.tensors())
+        assert len(taken) == times
