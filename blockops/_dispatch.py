@@ -119,7 +119,7 @@ def backend(name: str) -> Iterator[None]:
     """Serve every blockops call inside the block with one backend.
 
     name: "auto" (the measured best for the device), "native" (the C++ and CUDA library), "triton",
-    or "reference" (the einsum formula in ordinary PyTorch ops). A backend that cannot serve a call
+    or "reference" (the formula in ordinary PyTorch ops). A backend that cannot serve a call
     raises RuntimeError with the reason when that call comes. The choice holds for the whole process
     while the block is open, other threads included; BLOCKOPS_BACKEND sets it from the start. Inside
     a transform of torch.func and under forward-mode AD the reference always serves.

@@ -24,8 +24,9 @@ def center(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     formula serves.
 
     Cost for N elements: 2 N FLOPs; N read and N written where what one mean runs over fits into the
-    cache, else another N read; no temporary of that size, unless x is not contiguous or the axes of
-    `dim` lie in more than two groups: then x is copied first.
+    cache, else another N read; no temporary of that size, unless x is not contiguous, which copies
+    it, or its axes do not follow each other as kept, reduced, kept, reduced (any of them absent),
+    which copies x and the result.
 
     Raises TypeError for a dtype that is not floating or a dim that is no int, IndexError for an
     axis that x does not have, ValueError for an axis named twice, RuntimeError for a forced backend
