@@ -24,7 +24,7 @@ from support import (
 import blockops
 
 NAN, INF = float("nan"), float("inf")
-EMPTY = ("empty_batch", "no_features", "no_outputs")
+EMPTY = ("empty_batch", "empty_batch_long", "no_features", "no_outputs", "no_outputs_long")
 
 
 def runs(cases, dtypes_of, sanitize=(), targets=TARGETS):

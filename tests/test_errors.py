@@ -121,6 +121,14 @@ WRONG_SHAPES += [
     ),
     (center, {"dim": (0, -2)}, "center: dim must name each axis once, got axis 0 twice"),
     (center, {"dim": (1, 1)}, "center: dim must name each axis once, got axis 1 twice"),
+    *(
+        (
+            center,
+            {"x": torch.ones([1] * 65), "dim": dim},
+            "center: x must have at most 64 dimensions, got 65",
+        )
+        for dim in (None, 0, -1)
+    ),
 ]
 
 WRONG_AXES = [
@@ -268,10 +276,11 @@ def test_wrong_call_with_a_graph(error, function, arguments, message):
 GRAD = torch.ones(5, 3)
 BACKWARD = "linear_relu_backward"
 GRADIENT_CALLS = [
-    (BACKWARD, (GRAD[:2], X, W1, GRAD), "grad must be (*, m) with the leading sizes of x, "),
-    (BACKWARD, (GRAD[:, :2], X, W1, GRAD), "grad must be (*, m) with m = weight.size(0) = 3, got"),
-    (BACKWARD, (GRAD, X, W1.t(), GRAD), "weight must be (m, n) with n = x.size(-1) = 4, got"),
     (BACKWARD, (GRAD, X, W1, GRAD[:2]), "y must have the sizes of grad, (5, 3), got (2, 3)"),
+    (BACKWARD, (GRAD[:2], X, W1, GRAD[:2]), "x must be (*, n) with the leading sizes of grad, "),
+    (BACKWARD, (GRAD, X, W1.t(), GRAD), "weight must be (m, n) with m = grad.size(-1) = 3, got"),
+    (BACKWARD, (GRAD, X, None, GRAD), "weight must be given for the gradient of x, got None"),
+    (BACKWARD, (GRAD, None, W1, GRAD), "x must be given for the gradient of weight, got None"),
     ("quadratic_grad_x", (torch.ones(5, 2), X, W), "grad must be (*, m) with m = weight.size(2) "),
     ("quadratic_grad_x", (torch.ones(4, 3), X, W), "grad must be (*, m) with the leading sizes of"),
     ("quadratic_grad_x", (GRAD, X, W[:3]), "weight must be (n, n, m)"),

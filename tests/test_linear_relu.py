@@ -44,6 +44,7 @@ BORDERS = [
     (1, 128, 129),
     (16, 90, 91),
     (15, 128, 68),
+    (17, 90, 91),
     (3, 65, 17),
     (2, 1, 130),
     (4, 63, 64),
@@ -110,6 +111,21 @@ def test_gradients_that_are_not_wanted_are_empty(rows, n, m, wanted):
     some = torch.ops.blockops.linear_relu_backward(grad, x, weight, y, wanted)
     for is_wanted, gradient, expected in zip(wanted, some, every, strict=True):
         assert torch.equal(gradient, expected) if is_wanted else gradient.shape == (0,)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_what_backward_does_not_need_may_change(frozen):
+    """As with torch.nn.Linear: a first layer's weight, a frozen layer's input."""
+    x, weight = normal(5, 7), normal(3, 7, seed=1)
+    learning = weight if frozen == "x" else x
+    changed = weight if frozen == "x" else x
+    learning.requires_grad_()
+    y = blockops.linear_relu(x, weight)
+    (expected,) = torch.autograd.grad(y.sum(), learning, retain_graph=True)
+    with torch.no_grad():
+        changed.add_(1)
+    (gradient,) = torch.autograd.grad(y.sum(), learning)
+    assert torch.equal(gradient, expected) and expected.abs().max() > 0
 
 
 # ---- modules ----
@@ -185,7 +201,7 @@ def test_lazy_module_loads_a_state_dict():
         (
             lambda: LazyLinearReLU(3)(torch.ones(())),
             ValueError,
-            "LazyLinearReLU: x must have at least one dimension, got \\(\\)",
+            "LazyLinearReLU: input must have at least one dimension, got \\(\\)",
         ),
     ],
 )

@@ -8,11 +8,13 @@
 
 namespace blockops {
 
-inline constexpr size_t kMaxDims = 64;  // as in torch
+inline constexpr int64_t kMaxDims = 64;  // as torch's own reductions have it
 
 // Which axes of x the mean runs over: those in `dim`, which may count from the end, or all.
 inline std::bitset<kMaxDims> check_center(const Tensor& x, at::OptionalIntArrayRef dim) {
   check_floating("center", "x", x);
+  TORCH_CHECK_VALUE(x.dim() <= kMaxDims, "center: x must have at most ", kMaxDims,
+                    " dimensions, got ", x.dim());
   std::bitset<kMaxDims> reduced;
   if (!dim || dim->empty()) return reduced.set();
   const int64_t axes = std::max<int64_t>(x.dim(), 1);  // a scalar has dim 0 and -1, as in torch

@@ -36,6 +36,7 @@ template <class T>
 BLOCKOPS_SIMD_CLONES void add_columns(const T* x, int64_t rows, int64_t stride, int64_t cols,
                                       double* sums) {
   int64_t done = 0;
+  if (cols == 0) return;
   if (cols == stride && cols < kNarrow) {
     const int64_t copies = kWidened / cols, width = copies * cols;
     double wide[kWidened] = {};

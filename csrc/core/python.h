@@ -23,13 +23,13 @@ struct Argument;
 
 template <>
 struct Argument<const at::Tensor&> {
-  const at::Tensor* tensor = nullptr;
+  at::Tensor tensor;  // its own reference: the object may change while the GIL is away
   bool take(PyObject* object) {
     if (!THPVariable_CheckTypeExact(Py_TYPE(object))) return false;
-    tensor = &THPVariable_Unpack(object);
-    return tensor->is_cpu() && !tensor->_fw_grad(0).defined();
+    tensor = THPVariable_Unpack(object);
+    return tensor.is_cpu() && !tensor._fw_grad(0).defined();
   }
-  const at::Tensor& get() const { return *tensor; }
+  const at::Tensor& get() const { return tensor; }
 };
 
 template <>
@@ -77,7 +77,6 @@ inline bool in_a_mode() {
 template <class... Args>
 PyObject* call(const c10::TypedOperatorHandle<at::Tensor(Args...)>& op, PyObject* const* given,
                Py_ssize_t count) {
-  HANDLE_TH_ERRORS
   std::tuple<Argument<Args>...> arguments;
   const auto take = [&](auto&... argument) { return (argument.take(*given++) && ...); };
   if (count != sizeof...(Args) || in_a_mode() || !std::apply(take, arguments))
@@ -88,7 +87,6 @@ PyObject* call(const c10::TypedOperatorHandle<at::Tensor(Args...)>& op, PyObject
     result = std::apply([&](auto&... argument) { return op.call(argument.get()...); }, arguments);
   }
   return THPVariable_Wrap(std::move(result));
-  END_HANDLE_TH_ERRORS
 }
 
 // Those of all ops; module.cpp gives them to the module.
@@ -102,8 +100,10 @@ inline std::vector<PyMethodDef>& functions() {
 // At namespace scope: makes blockops._C.<op>.
 #define BLOCKOPS_PYTHON_FUNCTION(op, Signature)                                               \
   static PyObject* op##_from_python(PyObject*, PyObject* const* given, Py_ssize_t count) {    \
+    HANDLE_TH_ERRORS                                                                          \
     static const auto handle = blockops::typed_op<Signature, blockops::Native>(#op);          \
     return blockops::python::call(handle, given, count);                                      \
+    END_HANDLE_TH_ERRORS                                                                      \
   }                                                                                           \
   [[maybe_unused]] static const auto& op##_in_python =                                        \
       blockops::python::functions().emplace_back(PyMethodDef{                                 \

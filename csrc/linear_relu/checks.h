@@ -1,5 +1,7 @@
 // The shape rules of linear_relu, asked by the kernels of every device and by Meta.
 #pragma once
+#include <array>
+
 #include "core/checks.h"
 
 namespace blockops {
@@ -16,15 +18,32 @@ inline void check_linear_relu(const char* op, const Tensor& x, const Tensor& wei
   check_bias(op, bias, weight.sym_size(0), 0);
 }
 
-// y is what the forward pass returned for x and weight, grad the gradient of it.
-inline void check_linear_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                       const Tensor& y) {
+// y (*, m) is what the forward pass returned, grad the gradient of it. Of x and weight only what a
+// wanted gradient is made of must be given: weight for that of x, x for that of weight.
+inline void check_linear_relu_backward(const Tensor& grad, const OptionalTensor& x,
+                                       const OptionalTensor& weight, const Tensor& y,
+                                       const std::array<bool, 3>& wanted) {
   const char* const op = "linear_relu_backward";
-  check_linear_relu(op, x, weight);
-  check_grad_of(op, "x", x, grad, weight, 0);
-  check_like(op, "x", x, "y", y);
+  check_vector_input(op, "grad", grad);
+  check_like(op, "grad", grad, "y", y);
   TORCH_CHECK_VALUE(y.sym_sizes() == grad.sym_sizes(), op, ": y must have the sizes of grad, ",
                     sizes_text(grad.sym_sizes()), ", got ", sizes_text(y.sym_sizes()));
+  if (wanted[0]) {
+    TORCH_CHECK_VALUE(weight, op, ": weight must be given for the gradient of x, got None");
+    check_like(op, "grad", grad, "weight", *weight);
+    const auto m = grad.sym_size(-1);
+    TORCH_CHECK_VALUE(weight->dim() == 2 && weight->sym_size(0) == m, op,
+                      ": weight must be (m, n) with m = grad.size(-1) = ", m, ", got ",
+                      sizes_text(weight->sym_sizes()));
+  }
+  if (wanted[1]) {
+    TORCH_CHECK_VALUE(x, op, ": x must be given for the gradient of weight, got None");
+    check_like(op, "grad", grad, "x", *x);
+    const auto leading = grad.sym_sizes().slice(0, grad.dim() - 1);
+    TORCH_CHECK_VALUE(x->dim() == grad.dim() && x->sym_sizes().slice(0, grad.dim() - 1) == leading,
+                      op, ": x must be (*, n) with the leading sizes of grad, * = ",
+                      sizes_text(leading), ", got ", sizes_text(x->sym_sizes()));
+  }
 }
 
 }  // namespace blockops

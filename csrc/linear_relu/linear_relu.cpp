@@ -1,8 +1,9 @@
 // linear_relu: schemas, Meta kernels, autograd, autocast. The kernels proper are in
 // linear_relu_cpu.cpp.
 //
-// y = relu(z) with z = x W^T + bias. Backward needs x, W and y only: grad_z is grad where y > 0,
-// and NaN in y lets grad through, as torch.relu does.
+// y = relu(z) with z = x W^T + bias. grad_z is grad where y > 0, and NaN in y lets grad through, as
+// torch.relu does. Backward keeps y, x where the weight learns, and the weight where x wants a
+// gradient: what it does not keep may change, as with torch.nn.Linear.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
@@ -34,7 +35,7 @@ void define_schemas(torch::Library& library) {
   library.def("linear_relu(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", tags);
   // The gradients of x, weight and bias; of size 0 where they are not wanted.
   library.def(
-      "linear_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor y,"
+      "linear_relu_backward(Tensor grad, Tensor? x, Tensor? weight, Tensor y,"
       " bool[3] wanted=[True, True, True]) -> (Tensor, Tensor, Tensor)",
       tags);
 }
@@ -46,14 +47,18 @@ Tensor linear_relu_meta(const Tensor& x, const Tensor& weight, const OptionalTen
   return at::empty_symint(with_last_size(x, weight.sym_size(0)), x.options());
 }
 
-ThreeTensors linear_relu_backward_meta(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                       const Tensor& y, ThreeBools wanted) {
-  check_linear_relu_backward(grad, x, weight, y);
-  const auto empty = [&](bool is_wanted, c10::SymIntArrayRef sizes) {
-    return is_wanted ? at::empty_symint(sizes, x.options()) : at::empty({0}, x.options());
+ThreeTensors linear_relu_backward_meta(const Tensor& grad, const OptionalTensor& x,
+                                       const OptionalTensor& weight, const Tensor& y,
+                                       ThreeBools wanted) {
+  check_linear_relu_backward(grad, x, weight, y, wanted);
+  const auto m = grad.sym_size(-1);
+  const auto nothing = [&] { return at::empty({0}, grad.options()); };
+  return {
+      wanted[0] ? at::empty_symint(with_last_size(grad, weight->sym_size(1)), grad.options())
+                : nothing(),
+      wanted[1] ? at::empty_symint({m, x->sym_size(-1)}, grad.options()) : nothing(),
+      wanted[2] ? at::empty_symint({m}, grad.options()) : nothing(),
   };
-  return {empty(wanted[0], x.sym_sizes()), empty(wanted[1], weight.sym_sizes()),
-          empty(wanted[2], weight.sym_sizes().slice(0, 1))};
 }
 
 // ---- calls through the dispatcher, one per op ----
@@ -66,17 +71,22 @@ Tensor linear_relu(const Tensor& x, const Tensor& weight, const OptionalTensor& 
 }
 
 template <class N>
-ThreeTensors linear_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                  const Tensor& y, ThreeBools wanted) {
-  static auto op =
-      typed_op<ThreeTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, ThreeBools),
-               N>("linear_relu_backward");
+ThreeTensors linear_relu_backward(const Tensor& grad, const OptionalTensor& x,
+                                  const OptionalTensor& weight, const Tensor& y,
+                                  ThreeBools wanted) {
+  static auto op = typed_op<ThreeTensors(const Tensor&, const OptionalTensor&,
+                                         const OptionalTensor&, const Tensor&, ThreeBools),
+                            N>("linear_relu_backward");
   return op.call(grad, x, weight, y, wanted);
 }
 
 // ---- autograd ----
 //
 // A bias that was not given has no edge in the graph to ask about: has_bias says so.
+
+OptionalTensor given(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
+}
 
 Tensor as_matrix(const Tensor& tensor) {
   return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2);
@@ -98,7 +108,8 @@ struct LinearReluFunction : Function<LinearReluFunction<N, has_bias>> {
                         const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor y = linear_relu<N>(x, weight, bias);
-    ctx->save_for_backward({x, weight, y});
+    ctx->save_for_backward(
+        {weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor(), y});
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -108,7 +119,8 @@ struct LinearReluFunction : Function<LinearReluFunction<N, has_bias>> {
                                has_bias && ctx->needs_input_grad(2)};
     if (at::GradMode::is_enabled()) return composed_backward(g, x, weight, y, wanted);
     at::AutoDispatchBelowADInplaceOrView guard;  // past the boxed fallback: no graph is wanted
-    const auto [grad_x, grad_weight, grad_bias] = linear_relu_backward<N>(g, x, weight, y, wanted);
+    const auto [grad_x, grad_weight, grad_bias] =
+        linear_relu_backward<N>(g, given(x), given(weight), y, wanted);
     return {wanted[0] ? grad_x : Tensor(), wanted[1] ? grad_weight : Tensor(),
             wanted[2] ? grad_bias : Tensor()};
   }

@@ -49,7 +49,7 @@ BLOCKOPS_SIMD_CLONES void mask(const T* grad, const T* y, int64_t size, T* grad_
 template <class T>
 void mask_and_sum(int64_t B, int64_t m, const T* grad, const T* y, T* grad_z, T* grad_bias) {
   const int64_t part_rows = std::max<int64_t>(16, (1 << 15) / std::max<int64_t>(m, 1));
-  const int64_t parts = ceil_div(B, part_rows);
+  const int64_t parts = std::max<int64_t>(1, ceil_div(B, part_rows));  // one of no rows too
   const Buffer<double> sums(grad_bias ? parts * m : 0);
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
@@ -99,7 +99,7 @@ void product_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, 
 void product_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& y,
                       std::array<bool, 3> wanted, const Tensor& grad_x, Tensor& grad_weight,
                       const Tensor& grad_bias) {
-  const int64_t B = rows_of(x), m = weight.size(0);
+  const int64_t B = rows_of(y), m = y.size(-1);
   const Tensor grad_z = result({B, m}, y.scalar_type());
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, y.scalar_type(), "linear_relu_backward", [&] {
     mask_and_sum(B, m, pointer<scalar_t>(grad), pointer<scalar_t>(y),
@@ -134,20 +134,26 @@ Tensor linear_relu_cpu(const Tensor& x, const Tensor& weight, const OptionalTens
   return rounded(y, x.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_relu_backward_cpu(const Tensor& grad, const Tensor& x,
-                                                            const Tensor& weight, const Tensor& y,
+std::tuple<Tensor, Tensor, Tensor> linear_relu_backward_cpu(const Tensor& grad,
+                                                            const OptionalTensor& x,
+                                                            const OptionalTensor& weight,
+                                                            const Tensor& y,
                                                             std::array<bool, 3> wanted) {
-  check_linear_relu_backward(grad, x, weight, y);
-  const int64_t B = rows_of(x), n = x.size(-1), m = weight.size(0);
+  check_linear_relu_backward(grad, x, weight, y, wanted);
+  const int64_t B = rows_of(grad), m = grad.size(-1);
+  const int64_t n = wanted[0] ? weight->size(1) : wanted[1] ? x->size(-1) : 0;
   const bool direct = is_direct(B, n, m);
-  const auto dtype = compute_dtype(x, direct);
-  const Tensor grad_in = operand(grad, dtype), x_in = operand(x, dtype);
-  const Tensor weight_in = operand(weight, dtype), y_in = operand(y, dtype);
+  const auto dtype = compute_dtype(grad, direct);
+  const Tensor grad_in = operand(grad, dtype), y_in = operand(y, dtype);
+  const Tensor x_in = wanted[1] ? operand(*x, dtype) : Tensor();
+  const Tensor weight_in = wanted[0] ? operand(*weight, dtype) : Tensor();
   const auto made = [&](bool is_wanted, at::IntArrayRef sizes) {
     return is_wanted ? result(sizes, dtype) : at::empty({0}, at::TensorOptions(dtype));
   };
-  const Tensor grad_x = made(wanted[0], x.sizes()), grad_bias = made(wanted[2], {m});
-  Tensor grad_weight = made(wanted[1], weight.sizes());
+  at::DimVector sizes(grad.sizes());
+  sizes.back() = n;
+  const Tensor grad_x = made(wanted[0], sizes), grad_bias = made(wanted[2], {m});
+  Tensor grad_weight = made(wanted[1], {m, n});
   if (direct) {
     AT_DISPATCH_FLOATING_TYPES(dtype, "linear_relu_backward", [&] {
       const auto out = [](bool is_wanted, const Tensor& tensor) {
@@ -160,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_backward_cpu(const Tensor& grad, 
   } else {
     product_backward(grad_in, x_in, weight_in, y_in, wanted, grad_x, grad_weight, grad_bias);
   }
-  const auto type = x.scalar_type();
+  const auto type = grad.scalar_type();
   return {rounded(grad_x, type), rounded(grad_weight, type), rounded(grad_bias, type)};
 }
 

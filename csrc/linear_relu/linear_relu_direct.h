@@ -106,7 +106,7 @@ BLOCKOPS_SIMD_CLONES void direct_backward(int64_t B, int64_t n, int64_t m, const
     const int64_t depth = std::min(kDepth, m - begin_k);
     mask_block(B, m, depth, grad + begin_k, y + begin_k, masked, sums);
     if (grad_bias) std::copy_n(sums, depth, grad_bias + begin_k);
-    for (int64_t i = (n - 1) / kWidth * kWidth; grad_W && i >= 0; i -= kWidth) {
+    for (int64_t i = (n - 1) / kWidth * kWidth; grad_W && n > 0 && i >= 0; i -= kWidth) {
       for (int64_t b = 0; b < B; ++b) load(rows[b], x + b * n + i, (B - b) * n - i);
       for (int64_t k = 0; k < depth; ++k) {
         Vector<T> sum = {};

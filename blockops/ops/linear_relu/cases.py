@@ -32,8 +32,10 @@ WORKLOADS = [
 TESTS = [
     linear_relu_case("one_row", (), 3, 2),
     linear_relu_case("empty_batch", (0,), 5, 3),
+    linear_relu_case("empty_batch_long", (0, 3), 130, 140),
     linear_relu_case("no_features", (4,), 0, 3),
     linear_relu_case("no_outputs", (4,), 3, 0),
+    linear_relu_case("no_outputs_long", (100,), 3, 0),
     linear_relu_case("no_features_long", (100,), 0, 3, bias=False),
     linear_relu_case("scalar_like", (1,), 1, 1),
     linear_relu_case("leading", (2, 3, 4), 15, 16),

@@ -29,8 +29,8 @@ class LinearReLU(nn.Linear):
         check_feature_counts("LinearReLU", in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_relu(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear_relu(input, self.weight, self.bias)
 
 
 class LazyLinearReLU(nn.LazyLinear, LinearReLU):
@@ -52,7 +52,7 @@ class LazyLinearReLU(nn.LazyLinear, LinearReLU):
         check_feature_counts("LazyLinearReLU", out_features=out_features)
         super().__init__(out_features, bias, device, dtype)
 
-    def initialize_parameters(self, x: Tensor) -> None:
+    def initialize_parameters(self, input: Tensor) -> None:
         if self.has_uninitialized_params():
-            check_vector_input("LazyLinearReLU", "x", x)
-        super().initialize_parameters(x)
+            check_vector_input("LazyLinearReLU", "input", input)
+        super().initialize_parameters(input)
