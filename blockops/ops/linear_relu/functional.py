@@ -21,14 +21,14 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     own.
 
     Derivative: with z_k the sum and grad_z = g where y > 0 or y is NaN, else 0:
-    grad_x = grad_z weight, grad_weight = grad_z^T x, grad_bias = sum_b grad_z_b. Backward keeps
-    y, x where weight wants a gradient, and weight where x does. Derivatives of any order are those of torch.relu. Under torch.func
-    transforms and forward-mode AD the reference formula serves.
+    grad_x = grad_z weight, grad_weight = grad_z^T x, grad_bias = sum_b grad_z_b. Backward keeps y,
+    x where weight wants a gradient, and weight where x does. Derivatives of any order are those of
+    torch.relu. Under torch.func transforms and forward-mode AD the reference formula serves.
 
     Cost for B rows: 2 n m B FLOPs forward and twice that backward. Beside x, weight, y and their
     gradients, backward needs grad_z, B m elements, and partial sums of grad_bias in float64, a row
-    of m for 16 rows or more. float16, and small work in bfloat16, is computed on float32 copies; an argument
-    that is not contiguous is copied.
+    of m for each 16 rows or more. float16, and small work in bfloat16, is computed on float32
+    copies; an argument that is not contiguous is copied.
 
     Raises ValueError for a wrong shape, TypeError for a wrong or mixed dtype, RuntimeError for
     tensors on different devices or a forced backend that cannot serve.
