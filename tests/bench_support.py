@@ -1,19 +1,13 @@
 """What the tests of the benchmark share: small cases, measured or invented results of them."""
 
-import sys
-from pathlib import Path
-
 import torch
 
-# Last in the path, so that the blockops under test stays the one that is installed or built there.
-sys.path.append(str(Path(__file__).parents[1]))
-
-import bench.__main__ as command  # noqa: E402
-from bench import machine, measure, models, providers  # noqa: E402
-from bench.contests import CONTESTS  # noqa: E402
-from blockops.ops.bilinear.cases import bilinear_case, quadratic_case  # noqa: E402
-from blockops.ops.center.cases import center_case  # noqa: E402
-from blockops.ops.linear_relu.cases import linear_relu_case  # noqa: E402
+import bench.__main__ as command
+from bench import machine, measure, models, providers
+from bench.contests import CONTESTS
+from blockops.ops.bilinear.cases import bilinear_case, quadratic_case
+from blockops.ops.center.cases import center_case
+from blockops.ops.linear_relu.cases import linear_relu_case
 
 SMALL = {
     "quadratic": quadratic_case("small", (5,), 4, 3),

@@ -1,5 +1,12 @@
+import sys
+from pathlib import Path
+
 import pytest
 import support
+
+# For bench/. Last in the path, so that the blockops under test stays the one that is installed or
+# built there.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def pytest_runtest_setup(item):

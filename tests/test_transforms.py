@@ -10,6 +10,7 @@ from support import case_id, inputs_of, outputs_of, public, reference
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import blockops
@@ -152,7 +153,7 @@ def test_opcheck(qualified):
         sample = sample_of(qualified, case_of(qualified, name))
         if not is_fused(qualified):
             sample = on_tensors(lambda t: t.detach().requires_grad_(), sample)
-        outcomes = torch.library.opcheck(schema_of(qualified), sample)
+        outcomes = opcheck(schema_of(qualified), sample)
         assert set(outcomes.values()) == {"SUCCESS"}
 
 

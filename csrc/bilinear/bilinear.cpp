@@ -4,7 +4,6 @@
 // Both are faces of one trilinear form, T = sum_b W_kij x1_bi x2_bj g_bk. Its derivatives are the
 // same form with the operands in other places, so the ops below are closed under differentiation:
 // where a graph of the backward pass is wanted, it is composed of them, to any order.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -248,24 +247,13 @@ Tensor bilinear_grad_weight_autograd(const Tensor& grad, const Tensor& x1, const
 
 template <class N, c10::DeviceType device>
 Tensor quadratic_autocast(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(
-      at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const auto dtype = at::autocast::get_autocast_dtype(device);
-  return quadratic<N>(at::autocast::cached_cast(dtype, x, device),
-                      at::autocast::cached_cast(dtype, weight, device),
-                      at::autocast::cached_cast(dtype, bias, device));
+  return in_autocast_dtype<device>(quadratic<N>, x, weight, bias);
 }
 
 template <class N, c10::DeviceType device>
 Tensor bilinear_autocast(const Tensor& x1, const Tensor& x2, const Tensor& weight,
                          const OptionalTensor& bias) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(
-      at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const auto dtype = at::autocast::get_autocast_dtype(device);
-  return bilinear<N>(at::autocast::cached_cast(dtype, x1, device),
-                     at::autocast::cached_cast(dtype, x2, device),
-                     at::autocast::cached_cast(dtype, weight, device),
-                     at::autocast::cached_cast(dtype, bias, device));
+  return in_autocast_dtype<device>(bilinear<N>, x1, x2, weight, bias);
 }
 
 void register_meta(torch::Library& library) {

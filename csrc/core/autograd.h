@@ -1,7 +1,8 @@
 // What every op's autograd needs: typed calls through the dispatcher, by namespace, so that one
-// backward formula serves each set of kernels; the test for the path without a graph; and the
-// gradient of a bias.
+// backward formula serves each set of kernels; the rule of autocast; the test for the path without a
+// graph; and the gradient of a bias.
 #pragma once
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -33,6 +34,15 @@ inline bool wants_graph(const at::Tensor& tensor) {
 }
 inline bool wants_graph(const std::optional<at::Tensor>& tensor) {
   return tensor && wants_graph(*tensor);
+}
+
+// A lower-precision op under autocast: called again with all its tensors in the autocast dtype.
+template <c10::DeviceType device, class Op, class... Tensors>
+at::Tensor in_autocast_dtype(const Op& op, const Tensors&... tensors) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  return op(at::autocast::cached_cast(dtype, tensors, device)...);
 }
 
 // Whether a call must record a graph node for any of its inputs.

@@ -4,7 +4,6 @@
 // y = relu(z) with z = x W^T + bias. grad_z is grad where y > 0, and NaN in y lets grad through, as
 // torch.relu does. Backward keeps y, x where the weight learns, and the weight where x wants a
 // gradient: what it does not keep may change, as with torch.nn.Linear.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
@@ -140,12 +139,7 @@ Tensor linear_relu_autograd(const Tensor& x, const Tensor& weight, const Optiona
 
 template <class N, c10::DeviceType device>
 Tensor linear_relu_autocast(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(
-      at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const auto dtype = at::autocast::get_autocast_dtype(device);
-  return linear_relu<N>(at::autocast::cached_cast(dtype, x, device),
-                        at::autocast::cached_cast(dtype, weight, device),
-                        at::autocast::cached_cast(dtype, bias, device));
+  return in_autocast_dtype<device>(linear_relu<N>, x, weight, bias);
 }
 
 template <class N>
