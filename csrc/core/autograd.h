@@ -1,6 +1,6 @@
 // What every op's autograd needs: typed calls through the dispatcher, by namespace, so that one
-// backward formula serves each set of kernels; the rule of autocast; the test for the path without a
-// graph; and the gradient of a bias.
+// backward formula serves each set of kernels; the rule of autocast; the test for the path without
+// a graph; and the gradient of a bias.
 #pragma once
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
