@@ -213,8 +213,9 @@ struct SlicesBlock {
   }
 };
 
+// With no number of blocks given the compiler spills registers to fit more of them.
 template <class Product, class T, bool w_depth_major>
-__global__ void __launch_bounds__(kThreads) slices_kernel(Slices<T> params) {
+__global__ void __launch_bounds__(kThreads, 2) slices_kernel(Slices<T> params) {
   BLOCKOPS_SHARED(shared);
   SlicesBlock<Product, T, w_depth_major>(params).run(reinterpret_cast<T*>(shared));
 }
