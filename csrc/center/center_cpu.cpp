@@ -1,16 +1,11 @@
-// center on the CPU: which axes the mean runs over, how the work is cut, and the passes.
-//
-// Contiguous x is seen as (O, R, K, S), where the mean runs over R and S: a mean of all elements is
-// (1, 1, 1, S), of the last axis (O, 1, 1, S), of the first one (1, R, K, 1), of a batch of images
-// by channel (1, R, K, S). What fits into the cache is summed and centered at once; elsewhere
-// partial sums are added in their order, which the shape alone decides.
+// center on the CPU: how the work on a view (O, R, K, S) is cut, and the passes. What fits into the
+// cache is summed and centered at once; elsewhere partial sums are added in their order, which the
+// shape alone decides.
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
-#include <vector>
-
 #include "center/center_loops.h"
-#include "center/checks.h"
+#include "center/view.h"
 #include "core/cpu.h"
 
 namespace blockops {
@@ -27,9 +22,7 @@ constexpr int64_t kGroup = 1 << 14;  // what is worth a thread
 constexpr int64_t kLine = 1 << 20;
 constexpr int64_t kManyLines = 16;  // enough to share among threads
 
-struct View {
-  int64_t O = 1, R = 1, K = 1, S = 1;
-
+struct Tiling : View {
   int64_t stretch() const { return std::min(S, kStretch); }
   int64_t stretches() const { return ceil_div(S, stretch()); }
   int64_t units() const { return R * stretches(); }
@@ -54,7 +47,7 @@ struct Tile {
 // Calls rows(offset, cols, size), for each run of rows of a tile of one o, or where S = 1
 // columns(offset, rows, cols) once.
 template <class Rows, class Columns>
-void walk(const View& view, const Tile& tile, const Rows& rows, const Columns& columns) {
+void walk(const Tiling& view, const Tile& tile, const Rows& rows, const Columns& columns) {
   const int64_t K = view.K, S = view.S;
   if (S == 1) {
     columns(tile.begin_unit * K + tile.begin_k, tile.end_unit - tile.begin_unit, tile.cols);
@@ -69,7 +62,7 @@ void walk(const View& view, const Tile& tile, const Rows& rows, const Columns& c
 }
 
 template <class T>
-void add_tile(const View& view, const Tile& tile, const T* x, double* sums) {
+void add_tile(const Tiling& view, const Tile& tile, const T* x, double* sums) {
   walk(
       view, tile,
       [&](int64_t at, int64_t rows, int64_t size) { add_rows(x + at, rows, size, sums); },
@@ -79,7 +72,7 @@ void add_tile(const View& view, const Tile& tile, const T* x, double* sums) {
 }
 
 template <class T>
-void subtract_from_tile(const View& view, const Tile& tile, const T* x, const Real<T>* means,
+void subtract_from_tile(const Tiling& view, const Tile& tile, const T* x, const Real<T>* means,
                         T* y) {
   walk(
       view, tile,
@@ -93,7 +86,7 @@ void subtract_from_tile(const View& view, const Tile& tile, const T* x, const Re
 
 // Line by line: each is read from memory once.
 template <class T>
-void center_in_cache(const View& view, const T* x, T* y) {
+void center_in_cache(const Tiling& view, const T* x, T* y) {
   const int64_t block = view.R * view.K * view.S, cols = view.tile_cols();
   const int64_t group = std::max<int64_t>(1, kGroup / block);  // several o, where each is small
   const auto center_block = [&](int64_t o, int64_t begin_k) {
@@ -120,7 +113,7 @@ void center_in_cache(const View& view, const T* x, T* y) {
 }
 
 template <class T>
-void center_through_memory(const View& view, const T* x, T* y) {
+void center_through_memory(const Tiling& view, const T* x, T* y) {
   const int64_t block = view.R * view.K * view.S, cols = view.tile_cols();
   const int64_t col_tiles = view.col_tiles(), unit_tiles = view.unit_tiles();
   const int64_t lines = view.lines(), tiles = lines * unit_tiles;
@@ -158,57 +151,17 @@ void center_through_memory(const View& view, const T* x, T* y) {
   });
 }
 
-// The sizes of runs of axes that are all kept or all reduced, a kept one (maybe of size 1) first.
-at::DimVector runs_of(at::IntArrayRef sizes, const std::bitset<kMaxDims>& reduced) {
-  at::DimVector runs = {1};
-  for (size_t axis = 0; axis < sizes.size(); ++axis) {
-    if (sizes[axis] == 1) continue;
-    const bool in_reduced_run = runs.size() % 2 == 0;
-    if (reduced[axis] == in_reduced_run) {
-      runs.back() *= sizes[axis];
-    } else {
-      runs.push_back(sizes[axis]);
-    }
-  }
-  return runs;
-}
-
-void center_view(const View& view, const Tensor& x, const Tensor& y) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "center", [&] {
-    const auto center =
-        view.in_cache() ? center_in_cache<scalar_t> : center_through_memory<scalar_t>;
-    center(view, x.const_data_ptr<scalar_t>(), y.mutable_data_ptr<scalar_t>());
-  });
-}
-
-// More runs than a View has: the reduced axes moved to the end, and the result back again.
-Tensor center_moved(const Tensor& x, const std::bitset<kMaxDims>& reduced) {
-  std::vector<int64_t> order, back(x.dim());
-  for (const bool wanted : {false, true})
-    for (int64_t axis = 0; axis < x.dim(); ++axis)
-      if (reduced[axis] == wanted) order.push_back(axis);
-  View view;
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    back[order[i]] = i;
-    (reduced[order[i]] ? view.S : view.O) *= x.size(order[i]);
-  }
-  const Tensor moved = x.permute(order).contiguous();
-  const Tensor y = result(moved.sizes(), x.scalar_type());
-  center_view(view, moved, y);
-  return y.permute(back).contiguous();
-}
-
 Tensor center_cpu(const Tensor& x, at::OptionalIntArrayRef dim) {
-  const auto reduced = check_center(x, dim);
-  if (x.numel() == 0) return at::empty(x.sizes(), x.options());
-  const auto runs = runs_of(x.sizes(), reduced);
-  if (runs.size() > 4) return center_moved(x, reduced);
-  const Tensor x_in = x.contiguous(), y = result(x.sizes(), x.scalar_type());
-  const auto run = [&](size_t index) { return index < runs.size() ? runs[index] : 1; };
-  const View view =
-      runs.size() == 2 ? View{run(0), 1, 1, run(1)} : View{run(0), run(1), run(2), run(3)};
-  center_view(view, x_in, y);
-  return y;
+  return center_by_view(x, dim, [](const View& view, const Tensor& x) {
+    const Tiling tiling{view};
+    const Tensor y = result(x.sizes(), x.scalar_type());
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "center", [&] {
+      const auto center =
+          tiling.in_cache() ? center_in_cache<scalar_t> : center_through_memory<scalar_t>;
+      center(tiling, x.const_data_ptr<scalar_t>(), y.mutable_data_ptr<scalar_t>());
+    });
+    return y;
+  });
 }
 
 }  // namespace
