@@ -27,7 +27,7 @@ export PATH := $(dir $(PY)):$(PATH)
 # CUDA torch; in a Python that came with torch no pins, so that what it has stays.
 PINS = $(if $(FOREIGN),s/==[^;]*//,$(if $(shell nvidia-smi 2>/dev/null),s/^torch==.*/torch/))
 
-FOLDERS := csrc $(wildcard csrc/*/) tests/cpp
+FOLDERS := csrc $(wildcard csrc/*/) tests/cpp tests/gpu_check
 CXX_FILES := $(wildcard $(foreach f,$(FOLDERS:/=),$(addprefix $(f)/*.,cpp cc h cu cuh)))
 CSRC := $(filter csrc/%,$(CXX_FILES))
 TOOLS := $(if $(FOREIGN),build/make/tools$(subst /,-,$(PY)),$(VENV)/tools)
@@ -35,13 +35,23 @@ KEY := build/make/key
 LIBRARY := blockops/_C$(word 2,$(PROBE))
 RUN := PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: help demo tour test lint format bench sanitize clean FORCE
+# A Python whose torch has CUDA: $(PY), else that of an environment with the oldest torch that is
+# tested.
+CUDA_TORCH := 2.11.0
+CUDA_VENV := $(CURDIR)/build/cuda-venv
+CUDA_PY = $(or $(shell $(PY) -c 'import torch; print("$(PY)" if torch.version.cuda else "")'),\
+  $(CUDA_VENV)/bin/python)
+
+.PHONY: help demo tour test cubins cuda-build gpu-check lint format bench sanitize clean FORCE
 
 help:
 	@echo "make demo      train a small model on handwritten digits (DEMO_FLAGS=--smoke: briefly)"
 	@echo "make tour      walk through layers and blocks, every claim checked"
 	@echo "make test      run the tests"
 	@echo "make lint      check style and formatting; make format mends the formatting"
+	@echo "make cubins    compile the CUDA kernels and list their registers, spills and instructions"
+	@echo "make cuda-build  build with CUDA, a GPU is not needed, and test what can be without one"
+	@echo "make gpu-check prove the CUDA kernels right on this machine's GPU (GPU_CHECK_FLAGS=--out DIR)"
 	@echo "make bench     measure the ops against PyTorch's own (BENCH_FLAGS=--targets: and the aims)"
 	@echo "make sanitize  run the marked tests under the undefined-behaviour and address sanitizers"
 	@echo "make clean     remove what was built; .venv stays"
@@ -54,6 +64,33 @@ tour: $(LIBRARY)
 
 test: $(LIBRARY)
 	@$(RUN) -m pytest tests -q
+
+cubins: $(TOOLS)
+	@$(RUN) tests/cubins.py
+
+# A second library in a folder with its own copy of the Python files, from where it is tested.
+cuda-build: $(TOOLS)
+	@set -e; python=$(CUDA_PY); $(MAKE) -s $$python; \
+	export PATH="$${python%/*}:$$PATH" BLOCKOPS_CUDA=1; \
+	echo "==> Compiling csrc/ with CUDA for $$python (minutes the first time)"; \
+	$$python setup.py -q build --build-lib build/cuda >build/cuda.log 2>&1 \
+	  || { cat build/cuda.log; exit 1; }; \
+	cd build/cuda; $$python -m blockops; \
+	$$python -m pytest $(addprefix $(CURDIR)/tests/test_,cuda_build.py dispatch.py contract.py) \
+	  -k "test_cuda_build or test_dispatch or (native_cpu and center)" -q
+
+$(CUDA_VENV)/bin/python:
+	@$(PY) -c 'import build_config as b; b.find_cuda_home() or b.fail("there is no CUDA toolkit")'
+	@echo "==> Installing torch $(CUDA_TORCH) with CUDA into build/cuda-venv (5 GB)"
+	@$(PY) -m venv $(CUDA_VENV)
+	@{ echo "torch==$(CUDA_TORCH)"; echo "setuptools>=77,<82"; \
+	  grep -E '^(ninja|pytest|numpy)=' requirements-dev.txt; } | \
+	  $@ -m pip install -qq --disable-pip-version-check -r /dev/stdin \
+	  || { rm -rf $(CUDA_VENV); exit 1; }
+
+# Installs nothing where torch is there already, for GPUs are also on machines without a network.
+gpu-check: $(if $(FOREIGN),,$(TOOLS))
+	@PYTHONPATH="$(CURDIR)/tests:$$PYTHONPATH" $(PY) -m gpu_check $(GPU_CHECK_FLAGS)
 
 bench: $(LIBRARY)
 	@$(RUN) -m bench $(BENCH_FLAGS)

@@ -9,14 +9,24 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-INSTALL = "pip install torch ninja setuptools && pip install --no-build-isolation ."
+INSTALL = "pip install torch ninja 'setuptools>=77' && pip install --no-build-isolation ."
 SANITIZERS = ("address", "undefined")
 GIB = 2**30
+SETUPTOOLS = 77  # as pyproject.toml requires
 
 
 def fail(reason: str) -> None:
     """Stop the build with one sentence."""
     sys.exit(f"blockops: {reason}")
+
+
+def check_setuptools(version: str) -> None:
+    """Stop where pyproject.toml's licence is not understood: new environments may be that old."""
+    if int(version.partition(".")[0]) < SETUPTOOLS:
+        fail(
+            f"building needs setuptools {SETUPTOOLS} or newer, this is {version}; run "
+            f"`pip install 'setuptools>={SETUPTOOLS}'`"
+        )
 
 
 def compiler() -> str:

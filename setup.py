@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip leaves this folder out
 import build_config
@@ -14,6 +14,7 @@ try:
     import torch
 except ModuleNotFoundError:
     build_config.fail(f"building needs torch in this Python; run `{build_config.INSTALL}`")
+build_config.check_setuptools(setuptools.__version__)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -103,7 +104,7 @@ def main() -> None:
     parts = [f"torch{facts['torch']}", "cuda" if facts["cuda"] else "cpu"]
     parts += [sys.implementation.cache_tag, facts["sanitize"] or "plain"]
     build_temp = ROOT / "build" / "-".join(["temp", *parts])
-    setup(
+    setuptools.setup(
         ext_modules=[extension(facts, build_temp)],
         cmdclass={"build_ext": build_command(facts, build_temp)},
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from . import _library
@@ -65,11 +66,34 @@ class Op:
             if choice is None:
                 choice = self._choose(_active, device_type)
             if isinstance(choice, str):
-                raise RuntimeError(f"{self.name}: {choice}")
+                choice = self._without_kernel(choice, args[0])
             return choice(*args)
-        except (AttributeError, RuntimeError, TypeError):
-            self._check_tensors(args)  # only now: the check would cost every call
+        except (AttributeError, RuntimeError, TypeError) as error:
+            self._check_tensors(args)  # only now: the checks would cost every call
+            if isinstance(error, RuntimeError):
+                self._check_devices(args)
             raise
+
+    def _native(self) -> Callable[..., Tensor]:
+        return getattr(torch.ops.blockops, self.name).default
+
+    def _without_kernel(self, refusal: str, first: Tensor) -> Callable[..., Tensor]:
+        """What serves all the same: fake tensors are on a device, but need no kernel for it."""
+        wants_native = _active in ("auto", "native") and _library.why_missing is None
+        if wants_native and isinstance(first, FakeTensor):
+            return self._native()
+        raise RuntimeError(f"{self.name}: {refusal}")
+
+    def _check_devices(self, args: tuple[Any, ...]) -> None:
+        """Name the argument that is on another device than the first, as the kernels' own checks
+        do: they are not reached where the dispatcher finds no kernel for the mixture."""
+        names = [parameter.name for parameter in self._parameters]
+        for name, tensor in zip(names[1:], args[1:], strict=False):
+            if isinstance(tensor, Tensor) and tensor.device != args[0].device:
+                raise RuntimeError(
+                    f"{self.name}: {name} must be on {names[0]}'s device {args[0].device}, "
+                    f"got {tensor.device}"
+                ) from None
 
     def _check_tensors(self, args: tuple[Any, ...]) -> None:
         """Name the argument that should have been a tensor, if that is what went wrong."""
@@ -90,7 +114,7 @@ class Op:
             if refusal is None and candidate == "reference":
                 return self.reference
             if refusal is None:
-                return getattr(torch.ops.blockops, self.name).default
+                return self._native()
         remedy = '; blockops.backend("reference") serves it slowly' if backend == "auto" else ""
         return "; ".join(refusals.values()) + remedy
 

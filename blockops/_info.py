@@ -70,7 +70,7 @@ def as_text(facts: dict[str, Any]) -> str:
     """The dict of info() as aligned lines: a heading for each part, then names and values."""
     parts = {
         "versions": {name: v or "not installed" for name, v in facts["versions"].items()},
-        "compiled library": facts["library"],
+        "compiled library": _library_lines(facts["library"], facts["devices"]),
         "devices": facts["devices"],
         "backends": {"default": facts["default_backend"], **dict(_served(facts["backends"]))},
     }
@@ -80,6 +80,21 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(heading)
         lines += [f"  {name:{width}}  {_plain(value)}" for name, value in part.items()]
     return "\n".join(lines)
+
+
+def _library_lines(library: dict[str, Any], devices: dict[str, str]) -> dict[str, Any]:
+    """The facts, those about CUDA in one sentence: what is inside, and whether it can run here."""
+    if "missing" in library:
+        return library
+    about_cuda = ("cuda", "why_no_cuda", "architectures")
+    if library["why_no_cuda"] is not None:
+        sentence = f"no kernels: {library['why_no_cuda']}"
+    else:
+        sentence = f"kernels for {' '.join(library['architectures'])}"
+        if not any(name.startswith("cuda") for name in devices):
+            sentence += "; no CUDA device is visible"
+    others = {name: value for name, value in library.items() if name not in about_cuda}
+    return others | {"cuda": sentence}
 
 
 def _served(backends: dict[str, dict[str, dict[str, str | None]]]) -> Iterator[tuple[str, str]]:
@@ -95,4 +110,4 @@ def _plain(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (" ".join(value) or "none") if isinstance(value, list) else str(value)
+    return str(value)

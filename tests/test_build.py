@@ -162,6 +162,13 @@ def test_missing_compiler_stops_the_build(config, monkeypatch):
         config.compiler()
 
 
+def test_old_setuptools_stops_the_build(config):
+    with pytest.raises(SystemExit, match="needs setuptools 77 or newer, this is 65.5.0; run `pip"):
+        config.check_setuptools("65.5.0")
+    config.check_setuptools("77.0.1.post1")
+    assert f'"setuptools>={config.SETUPTOOLS}"' in (ROOT / "pyproject.toml").read_text()
+
+
 # The real setup.py
 
 
@@ -182,8 +189,8 @@ def test_build_without_torch_names_the_line(config, tmp_path):
     done = run_python("setup.py", "--version", path=[tmp_path])
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1] == (
-        "blockops: building needs torch in this Python; run `pip install torch ninja setuptools "
-        "&& pip install --no-build-isolation .`"
+        "blockops: building needs torch in this Python; run `pip install torch ninja "
+        "'setuptools>=77' && pip install --no-build-isolation .`"
     )
 
 
@@ -287,6 +294,22 @@ def test_info_as_text():
     lines = _info.as_text(facts).splitlines()
     assert any(line.split() == ["missing", "it", "is", "not", "built"] for line in lines)
     assert any(line.endswith("reference; not native: it is not built") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("why_no_cuda", "devices", "sentence"),
+    [
+        ("torch 2.13.0 has no CUDA in it", [], "no kernels: torch 2.13.0 has no CUDA in it"),
+        (None, [], "kernels for 8.0 9.0a; no CUDA device is visible"),
+        (None, ["cuda:0"], "kernels for 8.0 9.0a"),
+    ],
+)
+def test_info_says_whether_cuda_can_run(why_no_cuda, devices, sentence):
+    facts = blockops.info()
+    facts["library"] |= {"why_no_cuda": why_no_cuda, "architectures": ["8.0", "9.0a"]}
+    facts["devices"] = dict.fromkeys(["cpu", *devices], "some device")
+    lines = [line.split(maxsplit=1) for line in _info.as_text(facts).splitlines()]
+    assert ["cuda", sentence] in lines
 
 
 def test_command_prints_info():

@@ -1,9 +1,11 @@
-"""The short way into the compiled library: what it takes, and what it leaves to the long one."""
+"""The short way into the compiled library: what it takes, and what it leaves to the long one; fake
+tensors; arguments on several devices."""
 
 import pytest
 import support
 import torch
 from support import case_id
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -118,3 +120,57 @@ def test_public_functions_take_it_where_native_serves(case, monkeypatch):
         with blockops.backend(backend):
             support.public(case)(**case.tensors())
         assert len(taken) == times
+
+
+# ---- devices: fake tensors are on any, whatever this machine and this build have ----
+
+
+def fake(case, device):
+    """A case's tensors on a device, without data. None has a graph: torch itself, where it has no
+    CUDA, aborts the process when a fake CUDA tensor records one."""
+    return support.mapped(case.tensors(), lambda t: torch.empty(t.shape, device=device))
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("case", support.TESTS, ids=case_id)
+def test_fake_cuda_tensors_need_no_device(case, backend):
+    expected = support.reference(case)(**case.tensors())
+    with FakeTensorMode(), blockops.backend(backend):
+        result = support.public(case)(**fake(case, "cuda"))
+    assert str(result.device) == "cuda:0"
+    support.assert_same_kind(result, expected.shape, expected.dtype, "result")
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_fake_tensors_do_not_hide_that_a_backend_is_missing(case, monkeypatch):
+    monkeypatch.setitem(_dispatch.OPS[case.op]._choices, ("triton", "cuda"), "there is none")
+    with FakeTensorMode(), blockops.backend("triton"):
+        with pytest.raises(RuntimeError, match=f"^{case.op}: there is none$"):
+            support.public(case)(**fake(case, "cuda"))
+
+
+def check_device_errors(case, backend, tensors_on):
+    """`tensors_on(device)`: the case's tensors there. One argument at a time is elsewhere."""
+    for here, there in [("cpu", "cuda:0"), ("cuda:0", "cpu")]:
+        names = list(case.shapes)
+        for name in names[1:]:
+            arguments = tensors_on(here) | {name: tensors_on(there)[name]}
+            with blockops.backend(backend), pytest.raises(RuntimeError) as raised:
+                support.public(case)(**arguments)
+            assert str(raised.value) == (
+                f"{case.op}: {name} must be on {names[0]}'s device {here}, got {there}"
+            )
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_arguments_on_two_devices(case, backend):
+    with FakeTensorMode():
+        check_device_errors(case, backend, lambda device: fake(case, device))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_arguments_on_two_real_devices(case, backend):
+    check_device_errors(case, backend, lambda device: case.tensors(device=device))

@@ -181,7 +181,7 @@ class Call(nn.Module):
 
     def forward(self, *inputs):
         given = dict(zip(self.inputs, inputs, strict=True))
-        return self.function(**given, **self.parameters_by_name)
+        return self.function(**given, **dict(self.parameters_by_name.items()))
 
 
 def batches(module, *sizes):
