@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -46,13 +47,11 @@ inline void check_launch(const char* op, cudaError_t error) {
               ": CUDA could not start the kernel: ", cudaGetErrorString(error));
 }
 
-// Of the current device; asked of the driver once for each.
+// Of the current device.
 inline int multiprocessors() {
-  static std::array<int, C10_COMPILE_TIME_MAX_GPUS> known{};
-  int& count = known[c10::cuda::current_device()];
-  if (count == 0) {
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device());
-  }
+  int count = 0;
+  C10_CUDA_CHECK(
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
   return count;
 }
 
