@@ -52,7 +52,7 @@ help:
 	@echo "make cubins    compile the CUDA kernels and list their registers, spills and instructions"
 	@echo "make cuda-build  build with CUDA, a GPU is not needed, and test what can be without one"
 	@echo "make gpu-check prove the CUDA kernels right on this machine's GPU (GPU_CHECK_FLAGS=--out DIR)"
-	@echo "make bench     measure the ops against PyTorch's own (BENCH_FLAGS=--targets: and the aims)"
+	@echo "make bench     ten minutes of the ops against PyTorch's own (BENCH_FLAGS=--targets: all)"
 	@echo "make sanitize  run the marked tests under the undefined-behaviour and address sanitizers"
 	@echo "make clean     remove what was built; .venv stays"
 
@@ -93,7 +93,7 @@ gpu-check: $(if $(FOREIGN),,$(TOOLS))
 	@PYTHONPATH="$(CURDIR)/tests:$$PYTHONPATH" $(PY) -m gpu_check $(GPU_CHECK_FLAGS)
 
 bench: $(LIBRARY)
-	@$(RUN) -m bench $(BENCH_FLAGS)
+	@$(RUN) -m bench $(or $(BENCH_FLAGS),--minutes 9 --skip-compile)
 
 lint: $(TOOLS)
 	@ruff check .

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .providers import OURS
-from .report import NAMES, Row, Section, duration, ratio, rows_of
+from .ranking import NAMES, Row, rows_of
+from .report import Section, duration, ratio
 
 SLACK = 1.05  # a change up to it is none, however quiet the machine was
 ALIKE = ("device", "dtype", "threads", "fastest")  # what two runs must have in common

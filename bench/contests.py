@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -72,6 +72,20 @@ def contests() -> dict[str, Contest]:
         without_grad=("x",),
     )
     return found
+
+
+def full(case: Case) -> Case:
+    """With its source's batch, where it is cut for two CPU cores."""
+    if case.batch is None:
+        return case
+    cut = next(iter(case.shapes.values()))[0]
+    shapes = {
+        name: (case.batch, *shape[1:]) if name.startswith("x") else shape
+        for name, shape in case.shapes.items()
+    }
+    work = {"flops": case.flops, "floor_flops": case.floor_flops}
+    work = {name: flops // cut * case.batch for name, flops in work.items()}
+    return replace(case, shapes=shapes, batch=None, **work)
 
 
 def size(case: Case) -> str:

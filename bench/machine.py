@@ -1,5 +1,6 @@
 """Where and with what a benchmark ran."""
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -15,12 +16,13 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 UNKNOWN_CACHE = 32 << 20  # bytes: what is taken for the cache of a machine that does not tell
 
 
-def facts() -> dict[str, Any]:
+def facts(device: str = "cpu") -> dict[str, Any]:
     opt_einsum = torch.backends.opt_einsum.get_opt_einsum()
     info = blockops.info()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": "cpu",
+        "device": device,
+        "gpu": gpu() if device == "cuda" else None,
         "cpu": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "cache_bytes": cache_bytes(),
@@ -29,6 +31,22 @@ def facts() -> dict[str, Any]:
         "commit": commit(),
         "library": {name: value for name, value in info["library"].items() if name != "path"},
         "versions": info["versions"] | {"opt_einsum": getattr(opt_einsum, "__version__", None)},
+    }
+
+
+def has(package: str) -> bool:
+    """Whether it is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
+def gpu() -> dict[str, Any]:
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "name": device.name,
+        "capability": f"{device.major}.{device.minor}",
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "l2_bytes": device.L2_cache_size,
     }
 
 

@@ -14,55 +14,60 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch
 
+import blockops
 from blockops._cases import Case
 
-from . import machine
+from . import floors
+from .clocks import CLOCKS, Call, Cpu, Cuda, Ready
 from .contests import Contest, size
-from .providers import OURS, Provider, largest_intermediate
-from .truth import Truth, arguments, gradient, train
+from .providers import COMPILED, OURS, Provider, largest_intermediate
+from .truth import DTYPES, Truth, arguments, gradient, train
 
 ROUNDS = 5
-BLOCK = 1e-3  # seconds: calls that are shorter are timed together, in blocks that last as long
-LONG = 0.3  # seconds: a call that takes longer is made once a round
 SLOW = 3.0  # seconds: a provider whose call takes longer is timed with that one call
-LARGEST = 4 << 30  # bytes: a provider with a larger intermediate is left out
-SETS = 8  # of data, at most
 AGAIN = " again"  # after the name of one of ours: its turn at the end of a round
-PASSES = {  # and their work and memory traffic, in forward passes
-    "forward": (1, 1),
-    "forward_grad": (1, 1),
-    "backward": (2, 1),
-    "train": (3, 2),
-}
-Call = Callable[[], Any]
+OVER = "not measured: the time for all was over"
+GRAPH = ", CUDA graph"  # after the name of a pass: timed without the cost of launches
+IN_GRAPHS = ("forward", "forward_grad", "train")  # backward alone is bound to its forward's stream
+Clock = Cpu | Cuda
 
 
 class Data:
     """What a case is measured with: sets of arguments with a gradient of the result, and the truth
-    about the first of them."""
+    about the first of them. precision: a key of TOLERANCES."""
 
-    def __init__(self, contest: Contest, case: Case, dtype: torch.dtype) -> None:
-        args = arguments(case, dtype, 0)
-        self.truth = Truth(contest, case, args)
+    def __init__(
+        self, contest: Contest, case: Case, precision: str, clock: Clock = CLOCKS["cpu"]
+    ) -> None:
+        dtype, device = DTYPES[precision], clock.device
+        args = arguments(case, dtype, 0, device)
+        self.truth = Truth(contest, case, args, precision)
         self.sets = [(args, self.truth.grad)]
         self.bytes = sum(t.nbytes for t in (*args, self.truth.grad))
-        count = min(SETS, machine.cache_bytes() // max(self.bytes, 1) + 1)
-        for seed in range(1, count):
-            grad = gradient(case, self.truth.grad.shape, dtype, seed)
-            self.sets.append((arguments(case, dtype, seed), grad))
+        for seed in range(1, clock.sets(self.bytes)):
+            grad = gradient(case, self.truth.grad.shape, dtype, seed, device)
+            self.sets.append((arguments(case, dtype, seed, device), grad))
 
 
 class Entry:
     """A provider on a case, checked: the calls of each pass, or the reason why it is not timed."""
 
-    def __init__(self, provider: Provider, contest: Contest, case: Case, data: Data) -> None:
-        self.provider, self.case = provider, case
+    def __init__(
+        self,
+        provider: Provider,
+        contest: Contest,
+        case: Case,
+        data: Data,
+        clock: Clock = CLOCKS["cpu"],
+    ) -> None:
+        self.provider, self.case, self.clock = provider, case, clock
         self.without_grad = contest.without_grad
         self.slow: dict[str, float] = {}
         self.trouble = self._left_out(data.truth.dtype)
@@ -71,19 +76,19 @@ class Entry:
         try:
             function = provider.call
             if provider.compiled:
-                function = torch.compile(function, dynamic=False, mode=provider.compiled)
+                function = torch.compile(function, dynamic=False, **COMPILED[provider.compiled])
             self.sets = [(*self._bind(function, args), grad) for args, grad in data.sets]
             self._turns = itertools.cycle(self.sets)
             if not provider.limit:
                 self._check(data.truth)
         except Exception as error:
-            self.trouble = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            self.trouble = raised(error)
 
     def _left_out(self, dtype: torch.dtype) -> str:
         if lacking := self.provider.refuses(self.case):
             return f"left out: it needs {lacking}"
         size = largest_intermediate(self.case, self.provider, dtype)
-        if size > LARGEST:
+        if size > self.clock.largest:
             return f"left out: its intermediate takes {size / 2**30:.1f} GiB"
         return ""
 
@@ -98,7 +103,7 @@ class Entry:
         wants = [name not in self.without_grad for name in names]
         leaves = [a.detach().requires_grad_(want) for a, want in zip(args, wants, strict=True)]
         if self.provider.module is not None:
-            module = self.provider.module(self.case).to(args[0].dtype)
+            module = self.provider.module(self.case).to(args[0])
             with torch.no_grad():
                 for parameter, values in zip(module.parameters(), args[1:], strict=True):
                     parameter.copy_(values)
@@ -110,6 +115,8 @@ class Entry:
                 weight = args[i].permute(self.provider.layout).contiguous()
                 leaves[i] = weight.detach().requires_grad_()
             call = functools.partial(function, *leaves, **self.case.options)
+            if self.provider.prepares:
+                return function(*args, **self.case.options), []
         return call, [leaf for leaf in leaves if leaf.requires_grad]
 
     def _check(self, truth: Truth) -> None:
@@ -120,6 +127,7 @@ class Entry:
             with modes(self.provider, name):
                 start = perf_counter()
                 found = train(call, leaves, grad) if name == "train" else [call()]
+                self.clock.wait()
                 seconds = perf_counter() - start
             if any(t.dtype != truth.dtype for t in found):
                 self.trouble = f"wrong: its dtype is not {truth.dtype}"
@@ -135,13 +143,17 @@ class Entry:
 
     def calls(self, name: str, count: int) -> list[Call]:
         """Of one pass, ready to be made: what comes before it, as the forward pass before backward,
-        is done. They go to the sets of data in turn."""
+        is done. They go to the sets of data in turn. Each may be made more than once where the
+        clock does so."""
         ready = []
         for call, leaves, grad in itertools.islice(self._turns, count):
             if self.provider.limit:
                 ready.append(functools.partial(_twice, call) if name == "train" else call)
             elif name == "backward":
-                ready.append(functools.partial(torch.autograd.grad, call(), leaves, grad))
+                backward = functools.partial(torch.autograd.grad, call(), leaves, grad)
+                # Not in any case: what retains the graph keeps its memory until the next call.
+                keep = {"retain_graph": True} if self.clock.repeats else {}
+                ready.append(functools.partial(backward, **keep))
             elif name == "train":
                 ready.append(functools.partial(train, call, leaves, grad))
             else:
@@ -154,45 +166,35 @@ def _twice(call: Call) -> None:
     call()
 
 
+def raised(error: Exception) -> str:
+    return f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 @contextlib.contextmanager
 def modes(provider: Provider, name: str) -> Iterator[None]:
-    """Grad mode and opt_einsum as the provider has them in the pass."""
-    opt_einsum = torch.backends.opt_einsum.flags(enabled=provider.opt_einsum)
-    with opt_einsum if "einsum" in provider.name else contextlib.nullcontext():
-        with torch.set_grad_enabled(name != "forward" and not provider.limit):
-            yield
+    """Grad mode, opt_einsum and backend as the provider has them in the pass."""
+    with contextlib.ExitStack() as stack:
+        if "einsum" in provider.name:
+            stack.enter_context(torch.backends.opt_einsum.flags(enabled=provider.opt_einsum))
+        if provider.backend:
+            stack.enter_context(blockops.backend(provider.backend))
+        stack.enter_context(torch.set_grad_enabled(name != "forward" and not provider.limit))
+        yield
 
 
-def timed(calls: Sequence[Call]) -> float:
-    start = perf_counter()
-    for call in calls:
-        call()
-    return (perf_counter() - start) / len(calls)
-
-
-def sample(ready: Callable[[int], list[Call]], seconds: float) -> list[float]:
-    """Seconds a call takes, in each of at least three blocks of calls; of a long call only once.
-
-    ready: makes so many calls ready, outside the timing.
-    """
-    first = timed(ready(1))
-    if first > max(seconds, LONG):
-        return [first]
-    count = max(1, int(BLOCK / first))
-    times: list[float] = []
-    while len(times) < 3 or sum(times) * count < seconds:
-        times.append(timed(ready(count)))
-    return times
-
-
-def ceiling(dtype: torch.dtype, seconds: float) -> float:
-    """FLOP/s of a 1024^3 matrix product."""
-    a, b = torch.randn(2, 1024, 1024).to(dtype)
-    return (
-        2
-        * 1024**3
-        / min(sample(lambda count: [functools.partial(torch.mm, a, b)] * count, seconds))
-    )
+def ceilings(contest: Contest, precision: str, clock: Clock, seconds: float) -> dict[str, Any]:
+    """FLOPs a second of a matrix product, where products bound the op, and bytes a second that a
+    large copy reads and writes."""
+    dtype, n = DTYPES[precision], clock.product
+    product = None
+    if contest.products:
+        a, b = torch.randn(2, n, n, device=clock.device).to(dtype)
+        call = functools.partial(torch.mm, a, b)
+        product = 2 * n**3 / min(clock.times(lambda count: [call] * count, seconds))
+    source = torch.randn(clock.copy // dtype.itemsize, device=clock.device).to(dtype)
+    call = functools.partial(torch.empty_like(source).copy_, source)
+    copy = 2 * source.nbytes / min(clock.times(lambda count: [call] * count, seconds))
+    return {"ceiling": product, "copy": copy}
 
 
 def memory(case: Case, entry: Entry) -> dict[str, int]:
@@ -200,21 +202,32 @@ def memory(case: Case, entry: Entry) -> dict[str, int]:
     result, and the bound on them: the gradients, 16 MiB, for quadratic the packed weight, for
     linear_relu and the model the gradient of z, which has the result's size."""
     (step,) = entry.calls("train", 1)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        results = step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+    results, peak = entry.clock.peak(step)
     beside = 0 if case.op in ("bilinear", "center") else results[0].nbytes
     if case.op == "quadratic":
         _, n, m = case.shapes["weight"]
         beside = n * (n + 1) // 2 * m * results[0].itemsize
     bound = beside + sum(t.nbytes for t in results[1:]) + (16 << 20)
     return {"peak": peak - results[0].nbytes, "bound": bound}
+
+
+def memories(
+    case: Case, entries: dict[str, Entry], deadline: float, troubles: dict[str, str]
+) -> dict[str, Any]:
+    """memory() of blockops, and the same bytes of every provider that has a training step and is
+    not slow."""
+    found = {}
+    for name, entry in entries.items():
+        has = "train" in entry.provider.passes and not entry.provider.limit and not entry.slow
+        if not has or name != OURS and monotonic() > deadline:
+            continue
+        try:
+            with modes(entry.provider, "train"):
+                found[name] = memory(case, entry)
+        except Exception as error:
+            troubles[f"{name}, memory"] = raised(error)
+    peaks = {name: each["peak"] for name, each in found.items()}
+    return {"memory": found.get(OURS), "memory_of": peaks}
 
 
 def measure(
@@ -225,27 +238,32 @@ def measure(
     step: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """All that one case gives, ready for JSON. step: told what is done next."""
-    dtype = getattr(torch, options.dtype)
+    clock = CLOCKS[options.device]
     torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = options.dtype == "tf32"
+    # What a compiled backward pass donates cannot be used again by a call that is repeated.
+    functorch.donated_buffer = not clock.repeats
     torch._dynamo.reset()
-    data = Data(contest, case, dtype)
-    entries = {}
+    data = Data(contest, case, options.dtype, clock)
+    entries, troubles = {}, {}
     for provider in providers:
+        if monotonic() > options.deadline:
+            troubles[provider.name] = OVER
+            continue
         step(f"check of {provider.name}")
-        entries[provider.name] = Entry(provider, contest, case, data)
-    sets, held = len(data.sets), data.bytes
+        entry = Entry(provider, contest, case, data, clock)
+        if entry.trouble:
+            troubles[provider.name] = entry.trouble
+        else:
+            entries[provider.name] = entry
+    sets, elements = len(data.sets), data.truth.grad.numel()
     del data
-    right = {name: entry for name, entry in entries.items() if not entry.trouble}
-    again = {name + AGAIN: entry for name, entry in right.items() if entry.provider.ours}
-    passes = {}
-    for name in options.passes:
-        work, traffic = PASSES[name]
-        turns = {label: e for label, e in {**right, **again}.items() if name in e.provider.passes}
-        passes[name] = {
-            "floor_flops": work * case.floor_flops,
-            "least_bytes": traffic * held,
-            "times": take_turns(turns, name, options, step),
-        }
+    times = timings(entries, options, troubles, step)
+    try:
+        tops = ceilings(contest, options.dtype, clock, options.seconds)
+    except Exception as error:  # what was timed is worth keeping
+        tops, troubles["ceilings"] = {}, raised(error)
+    dtype = DTYPES[options.dtype]
     return {
         "op": case.op,
         "case": case.name,
@@ -255,22 +273,53 @@ def measure(
         "source_batch": case.batch,
         "input_bytes": math.prod(next(iter(case.shapes.values()))) * dtype.itemsize,
         "sets": sets,
-        "ceiling": ceiling(dtype, options.seconds) if contest.products else None,
-        "memory": memory(case, right[OURS]) if OURS in right else None,
-        "troubles": {name: entry.trouble for name, entry in entries.items() if entry.trouble},
-        "passes": passes,
+        **tops,
+        **memories(case, entries, options.deadline, troubles),
+        "troubles": troubles,
+        "passes": {
+            name: floors.of(case, name.removesuffix(GRAPH), elements, dtype, contest.without_grad)
+            | {"times": each}
+            for name, each in times.items()
+        },
     }
+
+
+def timings(
+    entries: dict[str, Entry],
+    options: argparse.Namespace,
+    troubles: dict[str, str],
+    step: Callable[[str], None],
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By pass what take_turns() gives; where calls on a GPU are so short that launching them takes
+    the time, of the pass in a CUDA graph as well."""
+    clock = CLOCKS[options.device]
+    again = {name + AGAIN: entry for name, entry in entries.items() if entry.provider.ours}
+    found = {}
+    for name in options.passes:
+        turns = {label: e for label, e in {**entries, **again}.items() if name in e.provider.passes}
+        found[name] = take_turns(turns, name, clock.times, options, troubles, step)
+        rounds = found[name].get(OURS, {}).get("rounds", [math.inf])
+        if name in IN_GRAPHS and min(rounds) < clock.launch_bound:
+            # max-autotune makes graphs of its own, which do not go into another.
+            able = {n: e for n, e in turns.items() if e.provider.compiled != "max-autotune"}
+            found[name + GRAPH] = take_turns(
+                able, name, clock.graph_times, options, troubles, step, GRAPH
+            )
+    return found
 
 
 def take_turns(
     entries: dict[str, Entry],
     name: str,
+    times_of: Callable[[Ready, float], list[float]],
     options: argparse.Namespace,
+    troubles: dict[str, str],
     step: Callable[[str], None] = lambda text: None,
+    how: str = "",
 ) -> dict[str, dict[str, list[float]]]:
     """Each entry's seconds a call: of every round, and the quartiles of all blocks. There is one
     round only where a call is slow, and fewer than all, though three, where calls take more than
-    the time there is for them."""
+    the time there is for them. One that raises has none; it is added to troubles."""
     pick = min if options.fastest else statistics.median
     rounds: dict[str, list[float]] = {label: [] for label in entries}
     blocks: dict[str, list[float]] = {label: [] for label in entries}
@@ -278,19 +327,33 @@ def take_turns(
         if name in entry.slow:
             rounds[label], blocks[label] = [entry.slow[name]], [entry.slow[name]]
     for i in range(ROUNDS):
-        step(f"{name}, round {i + 1} of {ROUNDS}")
-        for label, entry in entries.items():
-            taken = rounds[label]
+        step(f"{name}{how}, round {i + 1} of {ROUNDS}")
+        if i and monotonic() > options.deadline:
+            break
+        for label in list(rounds):
+            taken = rounds.get(label)
+            if taken is None:  # its other turn raised in this round
+                continue
             if max(taken, default=0) > SLOW or (
                 len(taken) >= 3 and sum(taken) > 2 * options.seconds
             ):
                 continue
-            with modes(entry.provider, name):
-                times = sample(functools.partial(entry.calls, name), options.seconds / ROUNDS)
+            entry = entries[label]
+            try:
+                with modes(entry.provider, name):
+                    ready = functools.partial(entry.calls, name)
+                    times = times_of(ready, options.seconds / ROUNDS)
+            except Exception as error:
+                who = label.removesuffix(AGAIN)
+                troubles[f"{who}, {name}{how}"] = raised(error)
+                for gone in (who, who + AGAIN):
+                    rounds.pop(gone, None)
+                continue
             taken.append(pick(times))
             blocks[label] += times
     return {
-        label: {"rounds": rounds[label], "quartiles": quartiles(blocks[label])} for label in entries
+        label: {"rounds": taken, "quartiles": quartiles(blocks[label])}
+        for label, taken in rounds.items()
     }
 
 

@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,17 @@ import blockops
 from blockops import _dispatch
 from blockops._cases import Case
 
+from . import machine
+
 OURS = "blockops"
 PASSES = ("forward", "forward_grad", "backward", "train")
+# torch.compile's modes, and the option without which each is left out.
+MODES: dict[str, tuple[str, ...]] = {"default": (), "max-autotune": ("max_autotune",)}
+# What Provider.compiled names: arguments of torch.compile.
+COMPILED: dict[str, dict[str, Any]] = {
+    **{mode: {"mode": mode} for mode in MODES},
+    "cooperative": {"options": {"triton.cooperative_reductions": True}},
+}
 
 
 @dataclass(frozen=True)
@@ -31,9 +41,13 @@ class Provider:
     module: makes it for a case; the arguments after the first become its parameters, in their
     order. layout: the order in which it keeps the weight's axes, arranged beforehand as a parameter
     would be. stores: the einsum letters of each intermediate. opt_einsum: whether torch.einsum may
-    choose its path. compiled: the mode of torch.compile. passes: those that it has. against: the
-    one of ours that it is compared with. refuses: why it cannot serve a case, or "". limit: not the
-    op, but work that no kernel can undercut; it copies the first argument and is not checked.
+    choose its path. compiled: a key of COMPILED, or "". needs: the options without which it is
+    left out. passes: those that it has. against: the one of ours that it is compared with. refuses:
+    why it cannot serve a case, or "". limit: not the op, but work that no kernel can undercut; it
+    copies the first argument and is not checked. backend: that of blockops which is to serve.
+    device: the only one that it is for. package: what must be installed beside torch. prepares:
+    whether `call` gives a call without arguments, planned for those that it was given; it has no
+    gradients then.
     """
 
     name: str
@@ -47,6 +61,11 @@ class Provider:
     against: str = OURS
     refuses: Callable[[Case], str] = lambda case: ""
     limit: bool = False
+    needs: tuple[str, ...] = ()
+    backend: str = ""
+    device: str = ""
+    package: str = ""
+    prepares: bool = False
 
     @property
     def ours(self) -> bool:
@@ -55,7 +74,31 @@ class Provider:
     @property
     def peer(self) -> bool:
         """Whether it may be the best stock form of the op."""
-        return not self.ours and not self.limit and self.against == OURS
+        stock = not self.ours and not self.backend and not self.limit
+        return stock and self.against == OURS
+
+
+def backends(function: Callable[..., Tensor]) -> list[Provider]:
+    """blockops' other backends beside the one that `auto` takes."""
+    return [
+        Provider("triton backend", function, backend="triton", device="cuda"),
+        Provider("reference backend", function, backend="reference"),
+    ]
+
+
+def with_compiled(providers: list[Provider]) -> list[Provider]:
+    """And torch.compile of each stock function in both modes, save of those that the list has
+    compiled already: they are measured in any case."""
+    already = {provider.call for provider in providers if provider.compiled}
+    found = list(providers)
+    for p in providers:
+        stock = p.peer and p.call and not p.compiled and not p.package
+        if not stock or p.call in already:
+            continue
+        for mode, option in MODES.items():
+            name = f"compiled {p.name}" + f", {mode}" * (mode != "default")
+            found.append(replace(p, name=name, compiled=mode, needs=("compile_each", *option)))
+    return found
 
 
 def einsums(bilinear: bool) -> list[Provider]:
@@ -77,25 +120,66 @@ def einsums(bilinear: bool) -> list[Provider]:
         Provider("einsum, no opt_einsum", textbook, stores=("bjk",), opt_einsum=False),
         Provider("einsum, outer first", outer_first, stores=("bij",), opt_einsum=False),
         Provider("compiled einsum", textbook, stores=either, compiled="default"),
+        Provider(
+            "compiled einsum, max-autotune",
+            textbook,
+            stores=either,
+            compiled="max-autotune",
+            needs=("max_autotune",),
+        ),
+        Provider(
+            "cuTENSOR",
+            functools.partial(cutensor, weight),
+            passes=("forward",),
+            device="cuda",
+            package="nvmath",
+            prepares=True,
+        ),
+        Provider(
+            "FlagGems",
+            flag_gems,
+            layout=None if bilinear else (2, 0, 1),
+            passes=("forward",),
+            device="cuda",
+            package="flag_gems",
+        ),
     ]
 
 
+def flag_gems(*args: Tensor) -> Tensor:
+    from flag_gems import bilinear
+
+    x1, x2, w = args if len(args) == 3 else (args[0], *args)
+    return bilinear(x1, x2, w, None)
+
+
+def cutensor(weight: str, *args: Tensor) -> Callable[[], Tensor]:
+    """The contraction of three tensors in one call, planned once."""
+    from nvmath.tensor import TernaryContraction
+
+    x1, x2, w = args if len(args) == 3 else (args[0], *args)
+    contraction = TernaryContraction(f"bi,{weight},bj->bk", x1, w, x2)
+    contraction.plan()
+    return contraction.execute
+
+
 @functools.cache
-def triangle(n: int) -> tuple[Tensor, Tensor, Tensor]:
+def triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """i and j of the pairs i <= j, and what W_ijk + W_jik is to be multiplied by."""
-    i, j = torch.triu_indices(n, n)
+    i, j = torch.triu_indices(n, n, device=device)
     return i, j, torch.where(i == j, 0.5, 1.0)[:, None]
 
 
 def packed_pairs(x: Tensor, w: Tensor) -> Tensor:
     """What one can do by hand about i <= j: gather the pairs, fold the weight, one product."""
-    i, j, share = triangle(x.shape[1])
+    i, j, share = triangle(x.shape[1], x.device)
     return (x[:, i] * x[:, j]) @ ((w[i, j] + w[j, i]) * share.to(w.dtype))
 
 
 # x (b, i); weight (i, j, k) unless `layout` says otherwise.
 QUADRATIC = [
     Provider("blockops", blockops.quadratic),
+    *backends(blockops.quadratic),
     *einsums(bilinear=False),
     Provider(
         "outer @ W",
@@ -131,6 +215,7 @@ QUADRATIC = [
 # x1 (b, i), x2 (b, j); weight (k, i, j) unless `layout` says otherwise.
 BILINEAR = [
     Provider("blockops", blockops.bilinear),
+    *backends(blockops.bilinear),
     *einsums(bilinear=True),
     Provider(
         "outer @ W",
@@ -177,6 +262,7 @@ def sizes(case: Case) -> tuple[int, int, bool]:
 # x (b, i), weight (k, i), bias (k)
 LINEAR_RELU = [
     Provider("blockops", blockops.linear_relu),
+    *backends(blockops.linear_relu),
     Provider("blockops.LinearReLU", module=lambda case: blockops.LinearReLU(*sizes(case))),
     Provider("F.relu(F.linear)", relu_linear),
     Provider("relu_(F.linear)", lambda x, w, b=None: torch.relu_(F.linear(x, w, b))),
@@ -187,7 +273,9 @@ LINEAR_RELU = [
         refuses=addmm_refuses,
     ),
     Provider("compiled", relu_linear, compiled="default"),
-    Provider("compiled, max-autotune", relu_linear, compiled="max-autotune"),
+    Provider(
+        "compiled, max-autotune", relu_linear, compiled="max-autotune", needs=("max_autotune",)
+    ),
     Provider(
         "nn.Sequential",
         module=lambda case: nn.Sequential(nn.Linear(*sizes(case)), nn.ReLU()),
@@ -202,17 +290,21 @@ def minus_mean(x: Tensor, dim: int | tuple[int, ...] | None) -> Tensor:
 
 CENTER = [
     Provider("blockops", blockops.center),
+    *backends(blockops.center),
     Provider("x - x.mean", minus_mean),
     Provider("compiled", minus_mean, compiled="default"),
-    Provider("compiled, max-autotune", minus_mean, compiled="max-autotune"),
+    Provider(
+        "compiled, max-autotune", minus_mean, compiled="max-autotune", needs=("max_autotune",)
+    ),
+    Provider("compiled, cooperative", minus_mean, compiled="cooperative", device="cuda"),
     Provider("copy_", limit=True),
 ]
 
 PROVIDERS = {
-    "quadratic": QUADRATIC,
-    "bilinear": BILINEAR,
-    "linear_relu": LINEAR_RELU,
-    "center": CENTER,
+    "quadratic": with_compiled(QUADRATIC),
+    "bilinear": with_compiled(BILINEAR),
+    "linear_relu": with_compiled(LINEAR_RELU),
+    "center": with_compiled(CENTER),
 }
 
 # What blockops' time is set against by name, beside the best: the fastest of these providers.
@@ -227,16 +319,22 @@ COLUMNS = {
     },
     "center": {
         "eager": ("x - x.mean",),
-        "compile": ("compiled", "compiled, max-autotune"),
+        "compile": ("compiled", "compiled, max-autotune", "compiled, cooperative"),
         "copy": ("copy_",),
     },
 }
 
 
-def why_unavailable(provider: Provider, op: str) -> str:
-    """Why it cannot run on this machine, on any case; "" where it can."""
-    if provider.ours and op in _dispatch.OPS:
-        return _dispatch.why_not("native", op, "cpu") or ""
+def why_unavailable(provider: Provider, op: str, device: str = "cpu") -> str:
+    """Why it cannot run on this machine's device, on any case; "" where it can."""
+    if provider.device not in ("", device):
+        return f"it is for {provider.device} tensors"
+    if (provider.ours or provider.backend) and op in _dispatch.OPS:
+        return _dispatch.why_not(provider.backend or "native", op, device) or ""
+    if provider.package and not machine.has(provider.package):
+        return f"the package {provider.package} is not installed"
+    if provider.compiled and device == "cuda" and not machine.has("triton"):
+        return "torch.compile needs triton, which is not installed"
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if provider.compiled and shutil.which(compiler) is None:
         return f"torch.compile needs a C++ compiler; {compiler} is not found, CXX may name another"

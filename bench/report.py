@@ -1,33 +1,35 @@
-"""Rows and tables from what a benchmark measured: in the terminal and as Markdown, the same in
-both, and the rows as CSV."""
+"""Tables of what a benchmark measured, their Markdown, and the rows as CSV."""
 
 import csv
 import io
 import json
 import math
-import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from . import floors
 from .contests import CONTESTS, Contest
-from .measure import AGAIN
+from .curves import PASSES as CURVES
+from .measure import OVER
 from .providers import OURS
+from .ranking import (
+    NAMES,
+    NOISY,
+    UNSTEADY,
+    Row,
+    cases_of,
+    compare,
+    curves_of,
+    exponent,
+    highest,
+    mean_ratio,
+    noisy,
+    rows_of,
+)
 
-NAMES = {
-    "forward": "forward",
-    "forward_grad": "forward with grad",
-    "backward": "backward",
-    "train": "training step",
-}
-NOISY = 1.1  # and above it a row's ratios mean little
-UNSTEADY = 1.5
 TITLES = {"copy": "of copy bandwidth"}  # of columns; the others are "vs" their name
-WIDTH = 150  # of tables, where the terminal is narrower
 
 
 @dataclass(frozen=True)
@@ -36,85 +38,6 @@ class Section:
     header: list[str]
     rows: list[list[str]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """blockops on one case and pass; ratios are others' time over that of blockops."""
-
-    op: str
-    case: str
-    size: str
-    name: str  # of the pass
-    seconds: float
-    quartiles: list[float]
-    noises: dict[str, float]  # of each of ours: the ratio of its two times, at least 1
-    unsteady: float  # the largest ratio of median to fastest round among those compared
-    best: str
-    best_seconds: float
-    ratios: dict[str, float]  # to "best" and the op's columns, where they were measured
-    flops: float  # floor FLOPs a second
-    bandwidth: float  # least bytes a second
-    input_bytes: int
-
-    @property
-    def noise(self) -> float:
-        return self.noises[OURS]
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """NaN for no values."""
-    logs = [math.log(value) for value in values]
-    return math.exp(statistics.fmean(logs)) if logs else math.nan
-
-
-def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | None:
-    """The row of a case and pass; None where blockops has no time.
-
-    The time of each is the median of its rounds, or the fastest. That of each of ours is the
-    geometric mean of its two; a column's is that of the fastest of its providers.
-    """
-    measured = result["passes"][name]
-    contest = CONTESTS[result["op"]]
-    rounds = {label: times["rounds"] for label, times in measured["times"].items()}
-    times = {label: (min if fastest else statistics.median)(r) for label, r in rounds.items()}
-    present = [provider for provider in contest.providers if provider.name in times]
-    both = {p.name: [times[p.name], times[p.name + AGAIN]] for p in present if p.ours}
-    if OURS not in both:
-        return None
-    ours = {label: geometric_mean(pair) for label, pair in both.items()}
-    ratios, compared = {}, [OURS, OURS + AGAIN]
-    peers = [provider.name for provider in present if provider.peer]
-    for column, named in ({"best": tuple(peers)} | contest.columns).items():
-        rivals = [p for p in present if p.name in named and p.against in ours]
-        if rivals:
-            rival = min(rivals, key=lambda p: times[p.name])
-            ratios[column] = times[rival.name] / ours[rival.against]
-            compared.append(rival.name)
-    best = min(peers, key=times.__getitem__, default="-")
-    return Row(
-        op=result["op"],
-        case=result["case"],
-        size=result["size"],
-        name=name,
-        seconds=ours[OURS],
-        quartiles=measured["times"][OURS]["quartiles"],
-        noises={label: max(pair) / min(pair) for label, pair in both.items()},
-        unsteady=1 if fastest else max(times[c] / min(rounds[c]) for c in compared),
-        best=best,
-        best_seconds=times.get(best, math.nan),
-        ratios=ratios,
-        flops=measured["floor_flops"] / ours[OURS],
-        bandwidth=measured["least_bytes"] / ours[OURS],
-        input_bytes=result["input_bytes"],
-    )
-
-
-def rows_of(record: dict[str, Any]) -> list[Row]:
-    compared = (
-        compare(r, name, record["fastest"]) for r in record["results"] for name in r["passes"]
-    )
-    return [row for row in compared if row]
 
 
 def duration(seconds: float) -> str:
@@ -128,10 +51,6 @@ def ratio(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2f}x"
 
 
-def noisy(row: Row) -> bool:
-    return max(row.noises.values()) > NOISY or row.unsteady > UNSTEADY
-
-
 def noise(row: Row) -> str:
     unsteady = f", a median {row.unsteady:.1f}x its fastest round" * (row.unsteady > UNSTEADY)
     others = (
@@ -142,11 +61,10 @@ def noise(row: Row) -> str:
     return f"noise {row.noise - 1:.0%}{''.join(others)}{unsteady}"
 
 
-def lines(record: dict[str, Any]) -> Iterator[str]:
-    """The last case in short, for whoever waits."""
-    result = record["results"][-1]
+def lines(result: dict[str, Any], fastest: bool) -> Iterator[str]:
+    """A case in short, for whoever waits."""
     for name in result["passes"]:
-        row = compare(result, name, record["fastest"])
+        row = compare(result, name, fastest)
         if row:
             yield (
                 f"{row.op:12}{row.case:16}{NAMES[name]:18}{duration(row.seconds):>9}  "
@@ -158,61 +76,79 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
 
 def sections(record: dict[str, Any]) -> list[Section]:
     """The tables of a run, but for the aims."""
-    results, rows = record["results"], rows_of(record)
-    ceiling = max((r["ceiling"] for r in results if r["ceiling"]), default=math.nan)
-    found = [Section("blockops against PyTorch", [], [], about(record, ceiling))]
+    results, rows = cases_of(record), rows_of(record)
+    tops = highest(record)
+    found = [Section("blockops against PyTorch", [], [], about(record, tops))]
     for op, contest in CONTESTS.items():
         for name, title in NAMES.items():
-            table = [cells(r, contest, ceiling) for r in rows if (r.op, r.name) == (op, name)]
+            table = [cells(r, contest, tops) for r in rows if (r.op, r.name) == (op, name)]
             if table:
                 found.append(Section(f"{op}: {title}, {record['dtype']}", header(contest), table))
     found += [means(rows, contest) for contest in CONTESTS.values()]
-    found += [memory(results), Section("remarks", ["op", "case", "provider", "what"], [])]
-    found[-1].rows.extend(remarks(results, rows))
+    found += [overhead(record), *growth(record), memory(results)]
+    found.append(Section("remarks", ["op", "case", "provider", "what"], [*remarks(record)]))
     return [section for section in found if section.rows or not section.header]
 
 
-def about(record: dict[str, Any], ceiling: float) -> str:
+def about(record: dict[str, Any], tops: dict[str, float]) -> str:
     versions = ", ".join(f"{name} {v or 'absent'}" for name, v in record["versions"].items())
     left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
     commit = f", commit {record['commit']}" if record["commit"] else ""
-    product = "" if math.isnan(ceiling) else f", {ceiling / 1e9:.0f} GFLOP/s,"
+    gpu = record.get("gpu")
+    where = f"{gpu['name']}, {record['cpu']}" if gpu else record["cpu"]
+    stopped = "; stopped before its end" * record.get("stopped", False)
+    product, copy = rate(tops["ceiling"], " GFLOP/s"), rate(tops["copy"], " GB/s")
     return (
-        f"{record['cpu']}, {record['threads']} threads, load before {record['load']}; {versions}"
-        f"{commit}; {record['date']}{left_out}; `{record['command']}`. Ratios are the other's time "
-        "over that of blockops: above 1, blockops is faster. Times are "
+        f"{where}, {record['threads']} threads, load before {record['load']}; {versions}"
+        f"{commit}; {record['date']}{left_out}{stopped}; `{record['command']}`. Ratios are the "
+        "other's time over that of blockops: above 1, blockops is faster. Times are "
         f"{'fastest' if record['fastest'] else 'median'} ones; noise is the ratio of blockops' "
-        "times at both ends of a round. einsum: the textbook einsum with or without opt_einsum, "
-        "whichever is faster. modules: nn.Sequential's time over that of blockops.LinearReLU. "
-        "GFLOP/s are of the least work there is (i <= j only for one input); the ceiling"
-        f"{product} is that of a 1024^3 matrix product, the fastest of those measured beside each "
-        "case. GB/s are of inputs read once and outputs written once; the copy writes into memory "
-        "that it has already. *: the batch is cut from its source's."
+        "times at both ends of a round, and a ratio inside it has a ~. einsum: the textbook einsum "
+        "with or without opt_einsum, whichever is faster. modules: nn.Sequential's time over that "
+        "of blockops.LinearReLU. GFLOP/s are of the least work there is (i <= j only for one "
+        "input), GB/s of what a pass is given read once and what it gives written once. Of "
+        f"ceiling: the larger of its shares of a large matrix product's speed{product} and of a "
+        f"large copy's{copy}, the fastest beside any case; more than 100% of memory's: the "
+        "data were in a cache. Copy bandwidth: into memory that is there already. *: the batch is "
+        "cut from its source's."
     )
+
+
+def rate(value: float, unit: str) -> str:
+    return "" if math.isnan(value) else f" {value / 1e9:.0f}{unit}"
 
 
 def header(contest: Contest) -> list[str]:
     columns = ["vs best", *(TITLES.get(column, f"vs {column}") for column in contest.columns)]
-    bound = ["GFLOP/s", "of ceiling"] if contest.products else ["GB/s"]
-    return ["case", "size", "blockops", "best stock", "its name", *columns, "noise", *bound]
+    return [
+        *("case", "size", "blockops", "best stock", "its name"),
+        *columns,
+        *("noise", "GFLOP/s", "GB/s", "of ceiling"),
+    ]
 
 
-def cells(row: Row, contest: Contest, ceiling: float) -> list[str]:
+def cells(row: Row, contest: Contest, tops: dict[str, float]) -> list[str]:
+    share, bound = floors.share(row.flops, row.bandwidth, *tops.values())
     return [
         row.case,
         row.size,
         duration(row.seconds),
         duration(row.best_seconds),
         row.best,
-        ratio(row.ratios.get("best")),
-        *(figure(column, row.ratios.get(column)) for column in contest.columns),
+        marked(row, "best"),
+        *(marked(row, column) for column in contest.columns),
         f"{row.noise - 1:.0%}",
-        *(
-            [f"{row.flops / 1e9:.3g}", f"{row.flops / ceiling:.0%}"]
-            if contest.products
-            else [f"{row.bandwidth / 1e9:.3g}"]
-        ),
+        f"{row.flops / 1e9:.3g}",
+        f"{row.bandwidth / 1e9:.3g}",
+        "-" if math.isnan(share) else f"{share:.0%} {bound}",
     ]
+
+
+def marked(row: Row, column: str) -> str:
+    """figure() of a column, with a mark where the noise explains it."""
+    value = row.ratios.get(column)
+    explained = column != "copy" and value is not None and not row.tells(value)
+    return figure(column, value) + " ~" * explained
 
 
 def figure(column: str, value: float | None) -> str:
@@ -220,6 +156,57 @@ def figure(column: str, value: float | None) -> str:
     if column != "copy" or value is None or math.isnan(value):
         return ratio(value)
     return f"{value:.0%}"
+
+
+def overhead(record: dict[str, Any]) -> Section:
+    """Microseconds a call, by provider."""
+    table = []
+    for result in record["results"]:
+        if result.get("curve", {}).get("over") != "call":
+            continue
+        passes = {name: compare(result, name, record["fastest"]) for name in result["passes"]}
+        rows = {name: row for name, row in passes.items() if row}
+        for provider in CONTESTS[result["op"]].providers:
+            times = [
+                rows[name].times.get(provider.name) if name in rows else None for name in NAMES
+            ]
+            if any(times):
+                table.append([result["op"], provider.name, *(micro(t) for t in times)])
+    used = [i for i, name in enumerate(NAMES) if any(row[2 + i] != "-" for row in table)]
+    names = ["op", "provider", *(list(NAMES.values())[i] for i in used)]
+    table = [[*row[:2], *(row[2 + i] for i in used)] for row in table]
+    note = "Of a call on one element of everything, in microseconds: all that is left is its cost."
+    return Section("call overhead", names, table, note)
+
+
+def micro(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e6 * seconds:.2f}"
+
+
+def growth(record: dict[str, Any]) -> Iterator[Section]:
+    """The time over B, n, m and threads: a table for each op, a line for each value."""
+    tables: dict[str, tuple[list[list[str]], list[str]]] = {}
+    for (op, over), points in curves_of(record).items():
+        table, powers = tables.setdefault(op, ([], []))
+        for value, rows in points:
+            by_pass = {row.name: row for row in rows}
+            cells = [over, str(value)]
+            for name in CURVES:
+                row = by_pass.get(name)
+                cells += [duration(row.seconds), marked(row, "best")] if row else ["-", "-"]
+            table.append(cells)
+        for name in CURVES:
+            line = [
+                (value, row.seconds) for value, rows in points for row in rows if row.name == name
+            ]
+            power = exponent(line)
+            if not math.isnan(power):
+                powers.append(f"{NAMES[name]} {over}^{power:.1f}")
+    for op, (table, powers) in tables.items():
+        note = "Of the stock forms those that the columns name. Growth over the last three values: "
+        names = ["over", "value"]
+        names += [cell for name in CURVES for cell in (NAMES[name], "vs best")]
+        yield Section(f"{op}: cost curves", names, table, f"{note}{', '.join(powers) or '-'}.")
 
 
 def means(rows: list[Row], contest: Contest) -> Section:
@@ -236,14 +223,10 @@ def means(rows: list[Row], contest: Contest) -> Section:
     return Section(f"{contest.op}: geometric means", names, table)
 
 
-def mean_ratio(rows: Iterable[Row], key: str) -> float:
-    return geometric_mean(row.ratios[key] for row in rows if key in row.ratios)
-
-
 def memory(results: list[dict[str, Any]]) -> Section:
     table = [
         [r["op"], r["case"], *(f"{r['memory'][key] / 2**20:.2f}" for key in ("peak", "bound"))]
-        + ["yes" if r["memory"]["peak"] <= r["memory"]["bound"] else "NO"]
+        + ["yes" if r["memory"]["peak"] <= r["memory"]["bound"] else "NO", leanest(r)]
         for r in results
         if r["memory"]
     ]
@@ -251,39 +234,32 @@ def memory(results: list[dict[str, Any]]) -> Section:
         "Peak beyond arguments and output, of PyTorch's allocator; the bound is the gradients and "
         "16 MiB, for quadratic the packed weight, for linear_relu and the model grad_z."
     )
-    names = ["op", "case", "peak MiB", "bound MiB", "within"]
+    names = ["op", "case", "peak MiB", "bound MiB", "within", "leanest stock MiB"]
     return Section("extra memory of a training step", names, table, note)
 
 
-def remarks(results: list[dict[str, Any]], rows: list[Row]) -> Iterator[list[str]]:
+def leanest(result: dict[str, Any]) -> str:
+    """The least peak of a stock form."""
+    known = result.get("memory_of", {})
+    peers = [p.name for p in CONTESTS[result["op"]].providers if p.peer and p.name in known]
+    return f"{min(known[name] for name in peers) / 2**20:.2f}" if peers else "-"
+
+
+def remarks(record: dict[str, Any]) -> Iterator[list[str]]:
     """What is not ranked and why, what was timed in short, and where the machine was not quiet."""
-    for r in results:
+    for op, why in record.get("unavailable", {}).items():
+        yield from ([op, "all", name, f"unavailable: {reason}"] for name, reason in why.items())
+    for op, names in record.get("not_begun", {}).items():
+        yield [op, f"{len(names)} cases", "all", f"{OVER}: {', '.join(names)}"]
+    for r in record["results"]:
         yield from ([r["op"], r["case"], *trouble] for trouble in r["troubles"].items())
         for name, measured in r["passes"].items():
             for provider, times in measured["times"].items():
                 if len(times["rounds"]) == 1:
-                    yield [r["op"], r["case"], provider, f"{NAMES[name]} timed with one call"]
-    for row in rows:
+                    yield [r["op"], r["case"], provider, f"{NAMES[name]} timed with one round"]
+    for row in rows_of(record):
         if noisy(row):
             yield [row.op, row.case, "", f"{NAMES[row.name]}: not a quiet machine, {noise(row)}"]
-
-
-def show(found: list[Section]) -> None:
-    console = Console(highlight=False)
-    if console.width < WIDTH:
-        console = Console(highlight=False, width=WIDTH)
-    for section in found:
-        if section.header:
-            table = Table(title=section.title, title_justify="left", title_style="bold")
-            for i, name in enumerate(section.header):
-                numeric = all(row[i][:1].isdigit() or row[i] == "-" for row in section.rows)
-                table.add_column(name, justify="right" if numeric and i > 1 else "left")
-            for row in section.rows:
-                table.add_row(*row)
-            console.print(table, markup=False)
-        if section.note:
-            console.print(section.note, markup=False)
-        console.print()
 
 
 def markdown(found: list[Section]) -> str:
@@ -291,30 +267,40 @@ def markdown(found: list[Section]) -> str:
     for level, section in zip(["#", *["##"] * len(found)], found, strict=False):
         parts.append(f"{level} {section.title}\n")
         if section.header:
-            table = [section.header, ["---"] * len(section.header), *section.rows]
+            rows = ([cell.replace("|", "\\|") for cell in row] for row in section.rows)
+            table = [section.header, ["---"] * len(section.header), *rows]
             parts.append("\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
         if section.note:
             parts.append(section.note + "\n")
     return "\n".join(parts)
 
 
-def as_csv(rows: list[Row]) -> str:
+def as_csv(record: dict[str, Any]) -> str:
+    """A line for each case, point of a curve, and pass."""
     columns = ["best", *dict.fromkeys(c for contest in CONTESTS.values() for c in contest.columns)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ["op", "case", "size", "pass", "seconds", "quartile_1", "quartile_3", "noise", "best"]
     names += ["best_seconds", *(f"vs_{column}" for column in columns), "flops", "bytes_a_second"]
-    writer.writerow(names)
-    for row in rows:
+    writer.writerow([*names, "of_ceiling", "bound_by"])
+    tops = highest(record)
+    for row in rows_of(record, record["results"]):
         about_row = [row.op, row.case, row.size, row.name, row.seconds, *row.quartiles, row.noise]
         ratios = (row.ratios.get(column, "") for column in columns)
-        writer.writerow([*about_row, row.best, row.best_seconds, *ratios, row.flops, row.bandwidth])
+        rates = [row.flops, row.bandwidth, *floors.share(row.flops, row.bandwidth, *tops.values())]
+        writer.writerow([*about_row, row.best, row.best_seconds, *ratios, *rates])
     return text.getvalue()
 
 
 def store(record: dict[str, Any], found: list[Section], folder: Path) -> None:
-    """results.json with all that was measured, results.md with the tables, rows.csv."""
+    """results.json with all that was measured, results.md with the tables, rows.csv. Each is there
+    whole or as it was before, whenever the run ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(found))
-    (folder / "rows.csv").write_text(as_csv(rows_of(record)))
+    texts = {
+        "results.json": json.dumps(record, indent=1) + "\n",
+        "results.md": markdown(found),
+        "rows.csv": as_csv(record),
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.new").write_text(text, "utf-8")
+        (folder / f"{name}.new").replace(folder / name)

@@ -16,8 +16,16 @@ from blockops._cases import Case
 
 from .contests import Contest
 
-TOLERANCES = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
-CENTER_TOLERANCES = {"float64": 1e-14, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
+# tf32: float32 whose products CUDA may round to TF32.
+TOLERANCES = {
+    "float64": 1e-13,
+    "float32": 1e-5,
+    "tf32": 2e-3,
+    "bfloat16": 1e-2,
+    "float16": 2e-3,
+}
+DTYPES = {name: getattr(torch, name.replace("tf32", "float32")) for name in TOLERANCES}
+CENTER_TOLERANCES = TOLERANCES | {"float64": 1e-14, "float32": 1e-6, "tf32": 1e-6}
 # Added to what is centered, so that its mean is far from 0 and leaving it in is an error.
 OFFSET = 1.0
 
@@ -29,17 +37,20 @@ def train(call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) ->
 
 
 class Truth:
-    """A case's first set of data with its result and gradients. values: in float64; scales: what
-    an error is measured against; grad: the gradient of the result that belongs to them."""
+    """A case's first set of data with its result and gradients. precision: a key of TOLERANCES,
+    the arguments' dtype if none is given. values: in float64; scales: what an error is measured
+    against; grad: the gradient of the result that belongs to them."""
 
-    def __init__(self, contest: Contest, case: Case, args: Sequence[Tensor]) -> None:
-        self.dtype = args[0].dtype
-        name = str(self.dtype).removeprefix("torch.")
+    def __init__(
+        self, contest: Contest, case: Case, args: Sequence[Tensor], precision: str = ""
+    ) -> None:
+        self.dtype, device = args[0].dtype, args[0].device
+        name = precision or str(self.dtype).removeprefix("torch.")
         self.tolerance = (CENTER_TOLERANCES if case.op == "center" else TOLERANCES)[name]
         self.weight = 1 + [*case.shapes, "weight"].index("weight")  # its gradient's place
         exact = [a.double() for a in args]
         shape = contest.reference(*(a.to("meta") for a in args), **case.options).shape
-        grad = gradient(case, shape, self.dtype, 0)
+        grad = gradient(case, shape, self.dtype, 0, device)
         if case.op == "center":
             self.grad = grad
             self.values = formula(contest, case, exact, grad.double())
@@ -74,16 +85,24 @@ class Truth:
         return worst
 
 
-def arguments(case: Case, dtype: torch.dtype, seed: int) -> list[Tensor]:
-    tensors = case.tensors(dtype, seed=seed)
+def arguments(
+    case: Case, dtype: torch.dtype, seed: int, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    tensors = case.tensors(dtype, device, seed)
     return [t + OFFSET if case.op == "center" else t for t in tensors.values()]
 
 
-def gradient(case: Case, shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
+def gradient(
+    case: Case,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Of the result: normal random numbers, as the arguments are."""
     generator = torch.Generator().manual_seed(1000 + seed)
     values = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return (values + OFFSET if case.op == "center" else values).to(dtype)
+    return (values + OFFSET if case.op == "center" else values).to(dtype).to(device)
 
 
 def formula(contest: Contest, case: Case, args: Sequence[Tensor], grad: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from bench_support import DTYPES, SMALL, entry, measured, options, record, result
 
 import bench.__main__ as command
-from bench import contests, machine, measure, providers, report, truth
+from bench import clocks, contests, floors, machine, measure, providers, ranking, report, truth
 from bench.contests import CONTESTS
 from blockops.ops.bilinear.cases import bilinear_case, quadratic_case
 from blockops.ops.center.cases import center_case
@@ -18,9 +18,9 @@ from blockops.ops.linear_relu.cases import linear_relu_case
 
 
 def test_geometric_mean():
-    assert report.geometric_mean([2, 8]) == pytest.approx(4)
-    assert report.geometric_mean([0.5, 1, 2]) == pytest.approx(1)
-    assert math.isnan(report.geometric_mean([]))
+    assert ranking.geometric_mean([2, 8]) == pytest.approx(4)
+    assert ranking.geometric_mean([0.5, 1, 2]) == pytest.approx(1)
+    assert math.isnan(ranking.geometric_mean([]))
 
 
 def test_quartiles():
@@ -35,7 +35,7 @@ def test_row_compares_with_the_fastest_and_reports_noise():
         "x @ W, bmm": [3.0],
         "F.bilinear": [80.0],
     }
-    row = report.compare(result("quadratic", [1.0, 4.0], others=others), "train")
+    row = ranking.compare(result("quadratic", [1.0, 4.0], others=others), "train")
     assert row.seconds == pytest.approx(2)
     assert row.noise == pytest.approx(4)
     assert (row.best, row.best_seconds) == ("x @ W, bmm", 3.0)
@@ -50,16 +50,16 @@ def test_modules_are_compared_with_each_other_and_are_no_best_stock():
         "F.relu(F.linear)": [4.0],
         "nn.Sequential": [1.5],
     }
-    row = report.compare(result("linear_relu", [2.0, 2.0], others=others), "train")
+    row = ranking.compare(result("linear_relu", [2.0, 2.0], others=others), "train")
     assert row.best == "F.relu(F.linear)"
     assert row.ratios == pytest.approx({"best": 2, "eager": 2, "modules": 0.25})
     assert row.noises == pytest.approx({"blockops": 1, "blockops.LinearReLU": 4})
-    assert row.noise == 1 and report.noisy(row)
+    assert row.noise == 1 and ranking.noisy(row)
 
 
 def test_copy_is_a_limit_and_no_peer():
     found = result("center", [2.0, 2.0], others={"x - x.mean": [3.0], "copy_": [1.0]})
-    row = report.compare(found, "train")
+    row = ranking.compare(found, "train")
     assert row.best == "x - x.mean" and row.ratios["copy"] == 0.5
     _, table, *_ = report.sections(record([found]))
     assert table.title == "center: training step, float32"
@@ -70,16 +70,16 @@ def test_copy_is_a_limit_and_no_peer():
 
 def test_fastest_round_and_unsteady_medians():
     rounds = result("quadratic", [1.0, 1.0], others={"einsum": [2.0, 8.0, 9.0]})
-    row = report.compare(rounds, "train")
-    assert (row.ratios["best"], row.unsteady) == (8, 4) and report.noisy(row)
-    row = report.compare(rounds, "train", fastest=True)
-    assert row.ratios["best"] == 2 and not report.noisy(row)
+    row = ranking.compare(rounds, "train")
+    assert (row.ratios["best"], row.unsteady) == (8, 4) and ranking.noisy(row)
+    row = ranking.compare(rounds, "train", fastest=True)
+    assert row.ratios["best"] == 2 and not ranking.noisy(row)
 
 
 def test_row_without_rivals_or_without_blockops():
-    row = report.compare(result("quadratic", [1.0, 1.0]), "train")
+    row = ranking.compare(result("quadratic", [1.0, 1.0]), "train")
     assert row.ratios == {} and row.best == "-"
-    assert report.compare(result("quadratic", [], others={"einsum": [1.0]}), "train") is None
+    assert ranking.compare(result("quadratic", [], others={"einsum": [1.0]}), "train") is None
 
 
 def test_geometric_means_name_the_worst_case():
@@ -87,7 +87,7 @@ def test_geometric_means_name_the_worst_case():
         result("center", [1.0, 1.0], case=case, others={"x - x.mean": [seconds]})
         for case, seconds in (("one", 8.0), ("two", 2.0))
     ]
-    rows = report.rows_of(record(results))
+    rows = ranking.rows_of(record(results))
     (line,) = report.means(rows, CONTESTS["center"]).rows
     assert line == ["training step", "2", "4.00x", "4.00x", "-", "-", "two 2.00x"]
 
@@ -101,12 +101,75 @@ def test_work_and_traffic_of_each_pass():
     case, contest = SMALL["center"], CONTESTS["center"]
     every = options("--passes", "forward,forward_grad,backward,train")
     found = measure.measure(contest, case, [contest.provider("blockops")], every)["passes"]
-    forward = {"floor_flops": 2 * 40, "least_bytes": 2 * 40 * 4}  # x read, y written
-    factors = {"forward": (1, 1), "forward_grad": (1, 1), "backward": (2, 1), "train": (3, 2)}
-    assert found.keys() == factors.keys()
-    for name, (work, traffic) in factors.items():
-        assert found[name]["floor_flops"] == work * forward["floor_flops"]
-        assert found[name]["least_bytes"] == traffic * forward["least_bytes"]
+    assert {name: (f["floor_flops"], f["least_bytes"]) for name, f in found.items()} == {
+        "forward": (80, 320),  # x read, y written
+        "forward_grad": (80, 320),
+        "backward": (80, 320),  # the same pass over the gradient
+        "train": (160, 640),
+    }
+
+
+# x, W and y of 5 rows, 4 features and 3 outputs; x1, x2, W, y with 6 more features; x, W, b and y;
+# of the model x, its four parameters and y.
+ELEMENTS = {
+    "quadratic": (20, 48, 15),
+    "bilinear": (20, 30, 72, 15),
+    "linear_relu": (20, 12, 3, 15),
+    "model": (8, 24, 6, 18, 3, 6),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "forward", "backward", "read_backward", "written_backward"),
+    [
+        ("quadratic", 2 * 5 * 3 * 10, 2 * 2 * 5 * 3 * 10, (20, 48, 15), (20, 48)),
+        ("bilinear", 2 * 5 * 4 * 6 * 3, 2 * 2 * 5 * 4 * 6 * 3, (20, 30, 72, 15), (20, 30, 72)),
+        ("linear_relu", 2 * 5 * 4 * 3, 2 * 2 * 5 * 4 * 3, (20, 12, 3, 15, 15), (20, 12, 3)),
+        (
+            "model",
+            2 * 2 * (4 * 6 + 6 * 3),
+            2 * 2 * (4 * 6 + 2 * 6 * 3),  # no gradient of the input
+            (8, 24, 6, 18, 3, 6),
+            (24, 6, 18, 3),
+        ),
+    ],
+)
+def test_floors_of_ops_with_products(op, forward, backward, read_backward, written_backward):
+    case, without_grad = SMALL[op], CONTESTS[op].without_grad
+    moved = {"forward": sum(ELEMENTS[op]), "backward": sum(read_backward + written_backward)}
+    moved["train"] = moved["forward"] + moved["backward"]
+    work = {"forward": forward, "backward": backward, "train": forward + backward}
+    for name in work:
+        assert floors.flops(case, name) == work[name]
+        for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+            found = floors.traffic(case, name, ELEMENTS[op][-1], dtype, without_grad)
+            assert found == size * moved[name]
+
+
+def test_share_of_the_ceiling_is_that_of_what_bounds_the_pass():
+    assert floors.share(50.0, 10.0, 100.0, 100.0) == (0.5, "arithmetic")
+    assert floors.share(50.0, 80.0, 100.0, 100.0) == (0.8, "memory")
+    assert floors.share(50.0, 80.0, 100.0, math.nan) == (0.5, "arithmetic")
+    share, bound = floors.share(50.0, 80.0, math.nan, math.nan)
+    assert math.isnan(share) and bound == ""
+
+
+def test_ceilings_count_what_they_do(monkeypatch):
+    """One second each: a product's multiplications and sums, a copy's reads and writes."""
+    clock = clocks.Cpu()
+    monkeypatch.setattr(clock, "product", 8, raising=False)
+    monkeypatch.setattr(clock, "copy", 640, raising=False)
+    monkeypatch.setattr(clock, "times", lambda ready, seconds: [2.0, 1.0])
+    found = measure.ceilings(CONTESTS["quadratic"], "float32", clock, 0.0)
+    assert found == {"ceiling": 2 * 8**3, "copy": 2 * 640}
+    assert measure.ceilings(CONTESTS["center"], "float32", clock, 0.0)["ceiling"] is None
+
+
+def test_a_ratio_inside_the_noise_is_marked():
+    row = ranking.compare(result("center", [1.0, 1.21], others={"x - x.mean": [1.2]}), "train")
+    assert not row.tells(row.ratios["best"]) and report.marked(row, "best") == "1.09x ~"
+    row = ranking.compare(result("center", [1.0, 1.0], others={"x - x.mean": [0.9]}), "train")
+    assert row.tells(row.ratios["best"]) and report.marked(row, "best") == "0.90x"
 
 
 @pytest.mark.parametrize(
@@ -133,17 +196,17 @@ def test_cases_of_an_op_have_names_of_their_own_and_a_size():
 
 
 @pytest.mark.parametrize("op", SMALL)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_provider_is_right(op, dtype):
     data = measure.Data(CONTESTS[op], SMALL[op], dtype)
     for each in CONTESTS[op].providers:
-        if not each.compiled and not each.limit:
+        if not each.compiled and not each.limit and not each.device:
             found = entry(op, each, data)
             assert found.trouble == "", each.name
             (call,) = found.calls(each.passes[-1], 1)
             tensors = call()
             tensors = tensors if isinstance(tensors, list) else [tensors]
-            assert all(t.dtype == dtype for t in tensors)
+            assert all(t.dtype == truth.DTYPES[dtype] for t in tensors)
 
 
 def off_by_little(call):
@@ -209,6 +272,20 @@ def test_wrong_provider_is_caught_and_not_timed(op, spoil, trouble):
     assert "and more" not in found["troubles"]["spoilt"]
     for each in found["passes"].values():
         assert set(each["times"]) == {"blockops", "blockops again", HONEST[op]}
+
+
+@pytest.mark.parametrize(("off", "right"), [(0.5, True), (3.0, False)])
+def test_the_bound_is_that_of_the_dtype(off, right):
+    honest = CONTESTS["quadratic"].provider("F.bilinear")
+    for dtype in ("float64", "bfloat16"):
+        factor = 1 + off * truth.TOLERANCES[dtype]
+
+        def scaled(x, w, factor=factor):
+            return (honest.call(x.double(), w.double()) * factor).to(x.dtype)
+
+        data = measure.Data(CONTESTS["quadratic"], SMALL["quadratic"], dtype)
+        found = entry("quadratic", replace(honest, call=scaled), data)
+        assert (found.trouble == "") == right, found.trouble
 
 
 class Spoilt(torch.nn.Linear):
@@ -291,7 +368,7 @@ def test_case_that_a_provider_does_not_serve_is_left_out_with_the_reason():
 def test_too_large_an_intermediate_is_left_out(monkeypatch):
     case, outer = SMALL["quadratic"], CONTESTS["quadratic"].provider("outer @ W")
     assert providers.largest_intermediate(case, outer, torch.float32) == 5 * 4 * 4 * 4
-    monkeypatch.setattr(measure, "LARGEST", 319)
+    monkeypatch.setattr(clocks.Cpu, "largest", 319)
     assert entry("quadratic", outer).trouble.startswith("left out")
 
 
@@ -305,6 +382,30 @@ def test_without_a_compiler_torch_compile_is_unavailable_and_says_why(monkeypatc
 
 
 # ---- times ----
+
+
+def turns(entries: dict, name: str, troubles: dict | None = None) -> dict:
+    clock, troubles = clocks.CLOCKS["cpu"], {} if troubles is None else troubles
+    return measure.take_turns(entries, name, clock.times, options(), troubles)
+
+
+def test_what_raises_while_it_is_timed_is_reported_and_the_others_go_on():
+    contest = CONTESTS["center"]
+    ours, stock = (entry("center", contest.provider(n)) for n in ("blockops", "x - x.mean"))
+    left = [4]
+
+    def fails(name: str, count: int):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("out of memory\nand more")
+        return [lambda: None] * count
+
+    ours.calls = fails
+    troubles = {}
+    both = {"blockops": ours, "x - x.mean": stock, "blockops again": ours}
+    found = turns(both, "forward", troubles)
+    assert troubles == {"blockops, forward": "raised RuntimeError: out of memory"}
+    assert set(found) == {"x - x.mean"} and len(found["x - x.mean"]["rounds"]) == measure.ROUNDS
 
 
 def test_backward_is_timed_without_its_forward_pass():
@@ -324,9 +425,9 @@ def test_backward_is_timed_without_its_forward_pass():
 
 def test_sets_of_data_take_turns_where_one_fits_the_caches(monkeypatch):
     contest, case = CONTESTS["center"], SMALL["center"]
-    data = measure.Data(contest, case, torch.float32)
+    data = measure.Data(contest, case, "float32")
     assert data.bytes == 2 * 40 * 4
-    assert len(data.sets) == measure.SETS
+    assert len(data.sets) == clocks.SETS
     seen = []
 
     def told(x, dim):
@@ -336,12 +437,12 @@ def test_sets_of_data_take_turns_where_one_fits_the_caches(monkeypatch):
     found = entry("center", providers.Provider("told", told), data)
     seen.clear()
     for _ in range(2):  # one block goes on where the last one ended
-        for call in found.calls("forward", measure.SETS // 2):
+        for call in found.calls("forward", clocks.SETS // 2):
             call()
-    assert len(set(seen)) == measure.SETS
+    assert len(set(seen)) == clocks.SETS
     assert all(len(args[0].unique()) == 40 for args, _ in data.sets)
     monkeypatch.setattr(machine, "cache_bytes", lambda: data.bytes - 1)
-    assert len(measure.Data(contest, case, torch.float32).sets) == 1
+    assert len(measure.Data(contest, case, "float32").sets) == 1
 
 
 def test_copy_moves_as_much_as_the_pass_does():
@@ -363,13 +464,13 @@ def test_ours_stand_at_both_ends_of_a_round(monkeypatch):
         order.append(ready.args[0] and ready.func.__self__.provider.name)
         return [1.0]
 
-    monkeypatch.setattr(measure, "sample", noted)
+    monkeypatch.setattr(clocks, "sample", noted)
     monkeypatch.setattr(measure, "ROUNDS", 2)
     names = ["blockops", "blockops.LinearReLU", "F.relu(F.linear)", "nn.Sequential"]
     some = [CONTESTS["linear_relu"].provider(name) for name in names]
     right = {p.name: entry("linear_relu", p) for p in some}
     again = {name + measure.AGAIN: right[name] for name in names[:2]}
-    measure.take_turns(right | again, "forward", options())
+    turns(right | again, "forward")
     assert order == 2 * [*names, *names[:2]]
 
 
@@ -381,7 +482,7 @@ def test_slow_provider_is_timed_with_one_call(monkeypatch):
     assert len(rounds) == 6 and all(len(r) == 1 for r in rounds)
     once = entry("bilinear", contest.provider("F.bilinear"))
     assert once.slow.keys() == {"train", "forward"}  # the check's calls were the ones
-    taken = measure.take_turns({"once": once}, "train", options())["once"]["rounds"]
+    taken = turns({"once": once}, "train")["once"]["rounds"]
     assert taken == [once.slow["train"]]
 
 

@@ -12,14 +12,14 @@ import torch
 from bench_support import SMALL, eager, record, result
 
 import bench.__main__ as command
-from bench import aims, compare, contests, machine, measure, report
+from bench import aims, compare, contests, machine, providers, ranking, report
 from bench.contests import CONTESTS
 
 # ---- aims ----
 
 
 def verdict(aim: aims.Aim, *results: dict) -> list[str]:
-    text, shown, answer = aims.verdict(aim, report.rows_of(record([*results])), results)
+    text, shown, answer = aims.verdict(aim, ranking.rows_of(record([*results])), results)
     assert text == aim.text
     return [shown, answer]
 
@@ -83,6 +83,24 @@ def test_aim_is_missed_where_blockops_is_wrong():
     assert verdict(aim, eager(9.0), other)[1] == "yes"
 
 
+def test_ceiling_aim_is_of_steps_that_arithmetic_bounds():
+    tops = {"ceiling": 1e9, "copy": 1e8}
+
+    def verdict_of(seconds: float, flops: float, bytes_moved: float, op: str = "quadratic"):
+        found = result(op, [seconds, seconds])
+        found["passes"]["train"] |= {"floor_flops": flops, "least_bytes": bytes_moved}
+        return aims.ceiling_verdict(ranking.rows_of(record([found])), tops)[1:]
+
+    assert verdict_of(1.0, 5e8, 1e6) == ["small 50%", "NO"]
+    assert verdict_of(1.0, 7e8, 1e6) == ["lowest: small 70%", "yes"]
+    for other in (
+        (1.0, 5e8, 6e7),  # memory bounds it
+        (1e-4, 5e4, 1.0),  # the call is as long as the work
+        (1.0, 5e8, 1e6, "bilinear"),
+    ):
+        assert verdict_of(*other) == ["-", "not measured"]
+
+
 def test_memory_aim():
     over = result("quadratic", [1.0, 1.0], memory={"peak": 3, "bound": 2})
     assert aims.memory_verdict([over])[1:] == ["small", "NO"]
@@ -97,7 +115,7 @@ def test_aims_speak_of_what_there_is():
             contest = CONTESTS[op]
             assert aim.against == "best" or aim.against in contest.columns, aim.text
             assert not aim.case or contest.case(aim.case), aim.text
-        assert set(aim.passes) <= set(measure.PASSES), aim.text
+        assert set(aim.passes) <= set(providers.PASSES), aim.text
     for contest in CONTESTS.values():
         names = [p.name for p in contest.providers]
         assert names[0] == "blockops" and len(set(names)) == len(names)
@@ -118,9 +136,10 @@ def test_quick_run_of_every_op_stores_what_it_measured(tmp_path, capsys):
     for found in stored["results"]:
         contest = CONTESTS[found["op"]]
         assert found["troubles"] == {}
-        assert tuple(found["passes"]) == tuple(measure.PASSES)
+        assert tuple(found["passes"]) == tuple(providers.PASSES)
         for name, each in found["passes"].items():
-            expected = {p.name for p in contest.providers if not p.compiled and name in p.passes}
+            plain = (p for p in contest.providers if not p.compiled and not p.device)
+            expected = {p.name for p in plain if name in p.passes}
             expected |= {p.name + " again" for p in contest.providers if p.ours}
             assert set(each["times"]) == expected
             for times in each["times"].values():
@@ -132,12 +151,12 @@ def test_quick_run_of_every_op_stores_what_it_measured(tmp_path, capsys):
     assert "python -m bench --quick --targets" in stored["command"]
     text, printed = (tmp_path / "results.md").read_text(), capsys.readouterr().out
     for op in CONTESTS:
-        for title in report.NAMES.values():
+        for title in (ranking.NAMES[name] for name in providers.PASSES):
             assert f"## {op}: {title}, float32" in text and f"{op}: {title}, float32" in printed
     assert "## aims" in text and "| aim | measured | holds |" in text
     with (tmp_path / "rows.csv").open() as lines:
         rows = list(csv.DictReader(lines))
-    assert len(rows) == len(CONTESTS) * len(measure.PASSES)
+    assert len(rows) == len(CONTESTS) * len(providers.PASSES)
     for row in rows:
         assert float(row["seconds"]) > 0 and float(row["vs_best"]) > 0
         assert (row["vs_copy"] != "") == (row["op"] == "center")
@@ -145,17 +164,17 @@ def test_quick_run_of_every_op_stores_what_it_measured(tmp_path, capsys):
 
 def test_quick_takes_the_smallest_case_and_no_compiled_provider():
     plan = command.planned(command.parse(["--quick", "--op", "center", "linear_relu"]))
-    assert [(contest.op, case.name) for contest, case, _ in plan] == [
+    assert [(item.contest.op, item.case.name) for item in plan] == [
         ("center", "textbook"),
         ("linear_relu", "mlp_output"),
     ]
-    assert not any(provider.compiled for _, _, some in plan for provider in some)
+    assert not any(provider.compiled for item in plan for provider in item.providers)
 
 
 def test_cases_and_providers_are_chosen_by_name():
     def chosen(*arguments: str) -> list[tuple[str, str, list[str]]]:
         plan = command.planned(command.parse([*arguments]))
-        return [(contest.op, case.name, [p.name for p in some]) for contest, case, some in plan]
+        return [(i.contest.op, i.case.name, [p.name for p in i.providers]) for i in plan]
 
     ours = ["blockops", "blockops.LinearReLU"]
     linear = ["--op", "linear_relu", "--case", "images,wide_1"]
@@ -167,7 +186,7 @@ def test_cases_and_providers_are_chosen_by_name():
     assert names == [*ours, "compiled"]
     ((_, _, names),) = chosen("--case", "images", "--providers", "compile", "--max-autotune")
     assert names == [*ours, "compiled", "compiled, max-autotune"]
-    everything = chosen("--skip-compile")
+    everything = chosen("--skip-compile", "--parts", "cases")
     assert len(everything) == sum(len(contest.cases) for contest in CONTESTS.values())
     assert not any("compiled" in name for _, _, names in everything for name in names)
 

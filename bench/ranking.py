@@ -1,0 +1,157 @@
+"""What follows from the times that were measured: ratios, noise, shares, growth."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .contests import CONTESTS
+from .measure import AGAIN, GRAPH
+from .providers import OURS
+
+NAMES = {
+    "forward": "forward",
+    "forward_grad": "forward with grad",
+    "backward": "backward",
+    "train": "training step",
+}
+NAMES |= {name + GRAPH: f"{title}, CUDA graph" for name, title in NAMES.items()}
+NOISY = 1.1  # and above it a row's ratios mean little
+UNSTEADY = 1.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """blockops on one case and pass; ratios are others' time over that of blockops."""
+
+    op: str
+    case: str
+    size: str
+    name: str  # of the pass
+    seconds: float
+    quartiles: list[float]
+    noises: dict[str, float]  # of each of ours: the ratio of its two times, at least 1
+    unsteady: float  # the largest ratio of median to fastest round among those compared
+    best: str
+    best_seconds: float
+    ratios: dict[str, float]  # to "best" and the op's columns, where they were measured
+    times: dict[str, float]  # seconds of each provider
+    flops: float  # floor FLOPs a second
+    bandwidth: float  # least bytes a second
+    input_bytes: int
+
+    @property
+    def noise(self) -> float:
+        return self.noises[OURS]
+
+    def tells(self, ratio: float) -> bool:
+        """Whether a ratio of times is outside the noise."""
+        return not 1 / self.noise <= ratio <= self.noise
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """NaN for no values."""
+    logs = [math.log(value) for value in values]
+    return math.exp(statistics.fmean(logs)) if logs else math.nan
+
+
+def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | None:
+    """The row of a case and pass; None where blockops has no time.
+
+    The time of each is the median of its rounds, or the fastest. That of each of ours is the
+    geometric mean of its two; a column's is that of the fastest of its providers.
+    """
+    measured = result["passes"][name]
+    contest = CONTESTS[result["op"]]
+    rounds = {label: times["rounds"] for label, times in measured["times"].items()}
+    times = {label: (min if fastest else statistics.median)(r) for label, r in rounds.items()}
+    present = [provider for provider in contest.providers if provider.name in times]
+    both = {p.name: [times[p.name], times[p.name + AGAIN]] for p in present if p.ours}
+    if OURS not in both:
+        return None
+    ours = {label: geometric_mean(pair) for label, pair in both.items()}
+    ratios, compared = {}, [OURS, OURS + AGAIN]
+    peers = [provider.name for provider in present if provider.peer]
+    for column, named in ({"best": tuple(peers)} | contest.columns).items():
+        rivals = [p for p in present if p.name in named and p.against in ours]
+        if rivals:
+            rival = min(rivals, key=lambda p: times[p.name])
+            ratios[column] = times[rival.name] / ours[rival.against]
+            compared.append(rival.name)
+    best = min(peers, key=times.__getitem__, default="-")
+    return Row(
+        op=result["op"],
+        case=result["case"],
+        size=result["size"],
+        name=name,
+        seconds=ours[OURS],
+        quartiles=measured["times"][OURS]["quartiles"],
+        noises={label: max(pair) / min(pair) for label, pair in both.items()},
+        unsteady=1 if fastest else max(times[c] / min(rounds[c]) for c in compared),
+        best=best,
+        best_seconds=times.get(best, math.nan),
+        ratios=ratios,
+        times=times | ours,
+        flops=measured["floor_flops"] / ours[OURS],
+        bandwidth=measured["least_bytes"] / ours[OURS],
+        input_bytes=result["input_bytes"],
+    )
+
+
+def cases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results that are of cases, not of curves."""
+    return [result for result in record["results"] if "curve" not in result]
+
+
+def rows_of(record: dict[str, Any], results: list[dict[str, Any]] | None = None) -> list[Row]:
+    """Of the cases, if no results are given."""
+    results = cases_of(record) if results is None else results
+    compared = (compare(r, name, record["fastest"]) for r in results for name in r["passes"])
+    return [row for row in compared if row]
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """Those of blockops' own, whatever the backend, that are wrong or raise; "all" where the whole
+    case did."""
+    own = {p.name for p in CONTESTS[result["op"]].providers if p.ours or p.backend} | {"all"}
+    return [
+        name
+        for name, trouble in result["troubles"].items()
+        if name.partition(", ")[0] in own and trouble.startswith(("wrong", "raised"))
+    ]
+
+
+def highest(record: dict[str, Any]) -> dict[str, float]:
+    """The ceilings of a run: the fastest product and the fastest copy beside any of its cases."""
+    return {
+        kind: max((r[kind] for r in record["results"] if r.get(kind)), default=math.nan)
+        for kind in ("ceiling", "copy")
+    }
+
+
+def noisy(row: Row) -> bool:
+    return max(row.noises.values()) > NOISY or row.unsteady > UNSTEADY
+
+
+def mean_ratio(rows: Iterable[Row], key: str) -> float:
+    return geometric_mean(row.ratios[key] for row in rows if key in row.ratios)
+
+
+def curves_of(record: dict[str, Any]) -> dict[tuple[str, str], list[tuple[int, list[Row]]]]:
+    """By op and what varies: its values, with the rows of each."""
+    found: dict[tuple[str, str], list[tuple[int, list[Row]]]] = {}
+    for result in record["results"]:
+        curve = result.get("curve")
+        if curve and curve["over"] != "call":
+            if rows := rows_of(record, [result]):
+                found.setdefault((result["op"], curve["over"]), []).append((curve["value"], rows))
+    return found
+
+
+def exponent(points: list[tuple[float, float]]) -> float:
+    """With which power of the value the seconds grow, over the last three points."""
+    logs = [(math.log(value), math.log(seconds)) for value, seconds in points][-3:]
+    if len(logs) < 2:
+        return math.nan
+    return statistics.linear_regression(*zip(*logs, strict=True)).slope

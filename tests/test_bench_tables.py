@@ -1,0 +1,91 @@
+"""The generated tables of README.md and docs/performance.md."""
+
+import json
+
+import pytest
+from bench_support import eager, record, result
+
+import bench.__main__ as command
+from bench import ranking, tables
+
+
+def test_tables_of_the_docs_are_those_of_the_committed_results():
+    drifted = tables.rewrite(check=True)
+    assert not drifted, f"python -m bench tables rewrites {', '.join(map(str, drifted))}"
+
+
+def test_every_block_stands_in_a_file_once():
+    found = [
+        name
+        for path in tables.FILES
+        for _, name, _ in tables.BLOCK.findall(path.read_text("utf-8"))
+    ]
+    assert sorted(found) == sorted(tables.BLOCKS)
+
+
+def test_a_changed_figure_is_found_and_mended(monkeypatch, tmp_path, capsys):
+    right = tables.FILES[0].read_text("utf-8")
+    copy = tmp_path / "README.md"
+    copy.write_text(right.replace("µs |", "ns |", 1), "utf-8")
+    monkeypatch.setattr(tables, "FILES", [copy])
+    assert command.main(["tables", "--check"]) == 1
+    assert f"{copy} is not what the results say" in capsys.readouterr().out
+    assert copy.read_text("utf-8") != right
+    assert command.main(["tables"]) == 0
+    assert copy.read_text("utf-8") == right
+    assert command.main(["tables", "--check"]) == 0
+
+
+def test_of_each_op_the_newest_run_counts(tmp_path):
+    runs = {
+        "a": record([eager(2.0), result("quadratic", [1.0, 1.0])]) | {"date": "2026-01-02"},
+        "b": record([eager(3.0)]) | {"date": "2026-01-03"},
+        "c": record([eager(4.0), eager(5.0, case="gone")]) | {"date": "2026-01-01"},
+    }
+    for name, run in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(run))
+    rows = tables.newest(tmp_path)
+    assert set(rows) == {("center", "small", "train"), ("quadratic", "small", "train")}
+    assert rows["center", "small", "train"].ratios["eager"] == 3
+
+
+def test_a_record_of_before_the_quartiles_gives_the_same_rows():
+    new = result("quadratic", [1.0, 4.0], case="digits", others={"einsum": [9.0, 8.0]})
+    old = json.loads(json.dumps(new))
+    del old["size"], old["input_bytes"]
+    del old["passes"]["train"]["least_bytes"]
+    times = old["passes"]["train"].pop("times")
+    old["passes"]["train"]["seconds"] = {label: each["rounds"] for label, each in times.items()}
+    (row,) = ranking.rows_of(tables.upgraded(record([old])))
+    (expected,) = ranking.rows_of(record([new]))
+    assert row.ratios == expected.ratios and row.noise == expected.noise
+    assert row.size == "1797; 64^2 -> 10"
+
+
+@pytest.mark.parametrize(
+    ("plain", "shown"),
+    [
+        ("2; 20^2 -> 10", "2; 20² → 10"),
+        ("128x262144*, dim -1", "128×262144*, dim -1"),
+        ("4x8x128, all", "4×8×128, all"),
+        ("3.15 us", "3.15 µs"),
+    ],
+)
+def test_signs(plain, shown):
+    assert tables.pretty(plain) == shown
+
+
+def test_ratios_have_no_more_digits_than_they_mean():
+    assert [tables.times(value) for value in (0.971, 9.994, 87.2, None)] == [
+        "0.97x",
+        "9.99x",
+        "87x",
+        "-",
+    ]
+
+
+def test_a_block_that_there_is_not_is_an_error():
+    text = "<!-- generated: cubic -->\nx\n<!-- end of generated -->"
+    with pytest.raises(KeyError):
+        tables.generated(text, {})
