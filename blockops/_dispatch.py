@@ -16,14 +16,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from . import _library
+from . import _library, _triton
 
 BACKENDS = ("auto", "native", "triton", "reference")
 OPS: dict[str, "Op"] = {}
 
+_NAMESPACES = {"native": "blockops", "triton": "blockops_triton"}  # of torch.ops
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
+
 # The rule of ``auto`` by device type. On the CPU native is the only kernel there is, and it was
-# measured faster than every stock formulation (docs/performance.md). Devices that no kernel serves
-# (mps, xpu, ...) get the reference: nothing faster exists for them.
+# measured faster than every stock formulation (docs/performance.md). On CUDA native comes first
+# because a call of it costs less; no measurement on a GPU supports the order yet. Devices that no
+# kernel serves (mps, xpu, ...) get the reference: nothing faster exists for them.
 _AUTO_ORDER = {"cpu": ("native",), "cuda": ("native", "triton"), "meta": ("native",)}
 
 
@@ -40,6 +44,10 @@ class Op:
         self._parameters = tuple(inspect.signature(reference).parameters.values())
         self._short_way = _library.function(name)
         OPS[name] = self
+        self.choose()
+
+    def choose(self) -> None:
+        """Make the choices, which hold until kernels are registered for another device."""
         self._choices = {
             (backend, device_type): self._choose(backend, device_type)
             for backend in BACKENDS
@@ -74,14 +82,14 @@ class Op:
                 self._check_devices(args)
             raise
 
-    def _native(self) -> Callable[..., Tensor]:
-        return getattr(torch.ops.blockops, self.name).default
+    def _op(self, backend: str) -> Callable[..., Tensor]:
+        return getattr(getattr(torch.ops, _NAMESPACES[backend]), self.name).default
 
     def _without_kernel(self, refusal: str, first: Tensor) -> Callable[..., Tensor]:
         """What serves all the same: fake tensors are on a device, but need no kernel for it."""
         wants_native = _active in ("auto", "native") and _library.why_missing is None
         if wants_native and isinstance(first, FakeTensor):
-            return self._native()
+            return self._op("native")
         raise RuntimeError(f"{self.name}: {refusal}")
 
     def _check_devices(self, args: tuple[Any, ...]) -> None:
@@ -114,7 +122,7 @@ class Op:
             if refusal is None and candidate == "reference":
                 return self.reference
             if refusal is None:
-                return self._native()
+                return self._op(candidate)
         remedy = '; blockops.backend("reference") serves it slowly' if backend == "auto" else ""
         return "; ".join(refusals.values()) + remedy
 
@@ -123,13 +131,13 @@ def why_not(backend: str, op: str, device_type: str) -> str | None:
     """Why `backend` does not serve `op` on `device_type`, in one sentence; None when it does."""
     if backend == "reference":
         return None
-    if backend == "triton":
-        return "the triton backend has no kernels in this version: use native or reference"
     if _library.why_missing is not None:
         return _library.why_missing
-    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type)
-    if key and torch._C._dispatch_has_kernel_for_dispatch_key(f"blockops::{op}", key):
+    name, key = f"{_NAMESPACES[backend]}::{op}", _DISPATCH_KEYS.get(device_type)
+    if key and torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
         return None
+    if backend == "triton":
+        return _triton.why_missing or "the triton backend has kernels for cuda tensors only"
     return f"the native backend has no {op} kernel for {device_type} tensors in this build"
 
 

@@ -9,6 +9,24 @@ import support
 sys.path.append(str(Path(__file__).parents[1]))
 
 
+def pytest_collection_modifyitems(config, items):
+    """Triton's interpreter runs what has a `target`, and its own files; and as it is slow, each
+    test and case in one dtype: they take turns."""
+    if not support.INTERPRETED:
+        return
+    runs = {}
+    for item in items:
+        parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        if item.path.name.startswith("check_"):
+            runs[item] = [item]
+        elif "target" in parameters:
+            parameters.pop("dtype", None)
+            runs.setdefault((item.originalname, str(parameters)), []).append(item)
+    kept = [turns[index % len(turns)] for index, turns in enumerate(runs.values())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
 def pytest_runtest_setup(item):
     """Skips, with the reason, what the backend or the device of a test's `target` cannot run."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import math
+import os
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +22,9 @@ import blockops
 import blockops.ops
 from blockops import _dispatch
 from blockops._cases import Case
+
+# Whether Triton's interpreter runs its kernels in this process, and on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -82,6 +87,9 @@ def cut(case: Case, largest: int) -> Case:
 
 TESTS = _collect("TESTS")
 WORKLOADS = [cut(case, 96) for case in _collect("WORKLOADS")]
+if INTERPRETED:  # at some thousand elements a second
+    TESTS = [case for case in TESTS if sum(map(math.prod, case.shapes.values())) <= 2**18]
+    WORKLOADS = []
 
 
 PUBLIC_OPS = list(dict.fromkeys(case.op for case in TESTS))
@@ -128,6 +136,10 @@ TARGETS = (
     Target("native", "cuda"),
     Target("triton", "cuda"),
 )
+if INTERPRETED:
+    import triton_on_cpu.interpreter  # noqa: F401 -- gives CPU tensors Triton kernels
+
+    TARGETS = (Target("triton", "cpu"),)
 KERNELS = tuple(target for target in TARGETS if target.backend != "reference")
 
 

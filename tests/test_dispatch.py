@@ -1,6 +1,10 @@
 """The short way into the compiled library: what it takes, and what it leaves to the long one; fake
 tensors; arguments on several devices."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import support
 import torch
@@ -10,9 +14,18 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 import blockops
-from blockops import _dispatch, _library
+from blockops import _dispatch, _library, _triton
 
 CASES = support.named("leading")
+BACKENDS = [
+    "auto",
+    "native",
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(_triton.why_missing is not None, reason=str(_triton.why_missing)),
+    ),
+    "reference",
+]
 
 
 def arguments_of(case):
@@ -131,7 +144,7 @@ def fake(case, device):
     return support.mapped(case.tensors(), lambda t: torch.empty(t.shape, device=device))
 
 
-@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", support.TESTS, ids=case_id)
 def test_fake_cuda_tensors_need_no_device(case, backend):
     expected = support.reference(case)(**case.tensors())
@@ -149,6 +162,36 @@ def test_fake_tensors_do_not_hide_that_a_backend_is_missing(case, monkeypatch):
             support.public(case)(**fake(case, "cuda"))
 
 
+def python(code):
+    """What a fresh interpreter prints."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_triton_is_not_imported_before_its_first_call():
+    assert python("import sys, blockops; print('triton' in sys.modules)") == "False"
+
+
+def test_without_triton():
+    """As where it is not installed: all else works, and the remedy is named."""
+    said = python(
+        """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name == "triton" else find_spec(name, *args)
+import torch, blockops
+from blockops import _dispatch
+blockops.center(torch.ones(3))
+print(_dispatch.why_not("triton", "center", "cuda"))
+"""
+    )
+    assert said == "triton is not installed: pip install triton"
+
+
 def check_device_errors(case, backend, tensors_on):
     """`tensors_on(device)`: the case's tensors there. One argument at a time is elsewhere."""
     for here, there in [("cpu", "cuda:0"), ("cuda:0", "cpu")]:
@@ -162,7 +205,7 @@ def check_device_errors(case, backend, tensors_on):
             )
 
 
-@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_arguments_on_two_devices(case, backend):
     with FakeTensorMode():
@@ -170,7 +213,7 @@ def test_arguments_on_two_devices(case, backend):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_arguments_on_two_real_devices(case, backend):
     check_device_errors(case, backend, lambda device: case.tensors(device=device))

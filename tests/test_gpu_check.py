@@ -181,6 +181,7 @@ def here(tmp_path):
         calls.ten_runs,
         calls.workloads,
         calls.tf32,
+        calls.tuning,
         calls.far_center,
         calls.far_linear_relu,
         calls.far_quadratic,

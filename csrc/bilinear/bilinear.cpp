@@ -295,6 +295,13 @@ TORCH_LIBRARY_IMPL(blockops, AutocastCUDA, library) {
   register_autocast<Native, c10::DeviceType::CUDA>(library);
 }
 
+TORCH_LIBRARY_FRAGMENT(blockops_triton, library) { define_schemas(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, Meta, library) { register_meta(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, Autograd, library) { register_autograd<Triton>(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, AutocastCUDA, library) {
+  register_autocast<Triton, c10::DeviceType::CUDA>(library);
+}
+
 BLOCKOPS_PYTHON_FUNCTION(quadratic, Tensor(const Tensor&, const Tensor&, const OptionalTensor&))
 BLOCKOPS_PYTHON_FUNCTION(bilinear,
                          Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&))

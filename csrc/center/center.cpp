@@ -50,14 +50,22 @@ Tensor center_autograd(const Tensor& x, at::OptionalIntArrayRef dim) {
   return center<N>(x, dim);
 }
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(blockops, library) {
+void define_schema(torch::Library& library) {
   library.def("center(Tensor x, int[1]? dim=None) -> Tensor", {at::Tag::pt2_compliant_tag});
 }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(blockops, library) { define_schema(library); }
 TORCH_LIBRARY_IMPL(blockops, Meta, library) { library.impl("center", &center_meta); }
 TORCH_LIBRARY_IMPL(blockops, Autograd, library) {
   library.impl("center", &center_autograd<Native>);
+}
+
+TORCH_LIBRARY_FRAGMENT(blockops_triton, library) { define_schema(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, Meta, library) { library.impl("center", &center_meta); }
+TORCH_LIBRARY_IMPL(blockops_triton, Autograd, library) {
+  library.impl("center", &center_autograd<Triton>);
 }
 
 BLOCKOPS_PYTHON_FUNCTION(center, Tensor(const Tensor&, at::OptionalIntArrayRef))

@@ -14,9 +14,13 @@
 
 namespace blockops {
 
-// The namespace of torch.ops under which the schemas of the compiled kernels stand.
+// The namespaces of torch.ops under which the schemas stand: that of the compiled kernels, and that
+// of the Triton kernels, which blockops/_triton.py registers from Python.
 struct Native {
   static constexpr const char* name = "blockops";
+};
+struct Triton {
+  static constexpr const char* name = "blockops_triton";
 };
 
 // The dispatcher's handle of Namespace::op, for calls of C++ type Signature.

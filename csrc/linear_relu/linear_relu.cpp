@@ -142,6 +142,11 @@ Tensor linear_relu_autocast(const Tensor& x, const Tensor& weight, const Optiona
   return in_autocast_dtype<device>(linear_relu<N>, x, weight, bias);
 }
 
+void register_meta(torch::Library& library) {
+  library.impl("linear_relu", &linear_relu_meta);
+  library.impl("linear_relu_backward", &linear_relu_backward_meta);
+}
+
 template <class N>
 void register_autograd(torch::Library& library) {
   library.impl("linear_relu", &linear_relu_autograd<N>);
@@ -153,16 +158,20 @@ void register_autograd(torch::Library& library) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(blockops, library) { define_schemas(library); }
-TORCH_LIBRARY_IMPL(blockops, Meta, library) {
-  library.impl("linear_relu", &linear_relu_meta);
-  library.impl("linear_relu_backward", &linear_relu_backward_meta);
-}
+TORCH_LIBRARY_IMPL(blockops, Meta, library) { register_meta(library); }
 TORCH_LIBRARY_IMPL(blockops, Autograd, library) { register_autograd<Native>(library); }
 TORCH_LIBRARY_IMPL(blockops, AutocastCPU, library) {
   library.impl("linear_relu", &linear_relu_autocast<Native, c10::DeviceType::CPU>);
 }
 TORCH_LIBRARY_IMPL(blockops, AutocastCUDA, library) {
   library.impl("linear_relu", &linear_relu_autocast<Native, c10::DeviceType::CUDA>);
+}
+
+TORCH_LIBRARY_FRAGMENT(blockops_triton, library) { define_schemas(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, Meta, library) { register_meta(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, Autograd, library) { register_autograd<Triton>(library); }
+TORCH_LIBRARY_IMPL(blockops_triton, AutocastCUDA, library) {
+  library.impl("linear_relu", &linear_relu_autocast<Triton, c10::DeviceType::CUDA>);
 }
 
 BLOCKOPS_PYTHON_FUNCTION(linear_relu, Tensor(const Tensor&, const Tensor&, const OptionalTensor&))

@@ -1,7 +1,6 @@
 """Checks that call the ops: derivatives, graphs, streams, repetition, full sizes, far offsets."""
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,7 +10,7 @@ from support import inputs_of, outputs_of, public, reference
 from torch import Tensor
 
 import blockops
-from blockops import _dispatch
+from blockops import _dispatch, _triton
 from blockops._cases import Case
 
 from .base import NotRun, Run
@@ -21,15 +20,21 @@ LATE = 50_000_000  # clock cycles of a GPU: tens of milliseconds
 FULL_SIZE = support._collect("WORKLOADS")
 
 
-def served(run: Run, cases: list[Case]) -> Iterator[tuple[str, Case]]:
-    """Each case with each backend that serves it on the device, in a block of that backend. There
-    need not be a triton kernel, but there must be a native one."""
-    for backend, case in itertools.product(("native", "triton"), cases):
-        refusal = _dispatch.why_not(backend, case.op, run.device)
-        assert refusal is None or backend == "triton", refusal
+def backends(run: Run, op: str) -> Iterator[str]:
+    """Each backend that serves an op on the device, in a block of that backend: a GPU must have
+    both, save that triton may not be installed; the CPU has no Triton kernels."""
+    for backend in ("native", "triton"):
+        refusal = _dispatch.why_not(backend, op, run.device)
+        absent = run.device == "cpu" or _triton.why_missing
+        assert refusal is None or (backend == "triton" and absent), refusal
         if refusal is None:
             with blockops.backend(backend):
-                yield backend, case
+                yield backend
+
+
+def served(run: Run, cases: list[Case]) -> Iterator[tuple[str, Case]]:
+    """Each case with each backend, in a block of that backend."""
+    return ((backend, case) for case in cases for backend in backends(run, case.op))
 
 
 def some(run: Run, cases: list[Case]) -> list[Case]:
@@ -276,6 +281,30 @@ def tf32(run: Run) -> str:
     return f"{rounded} of {done} calls are rounded; {shares(worst)}"
 
 
+# ---- the choice of Triton's configurations ----
+
+
+def tuning(run: Run) -> str:
+    """What the other checks leave out: configurations are measured, and the fastest serves."""
+    if _triton.why_missing:
+        raise NotRun(_triton.why_missing)
+    from blockops import _triton_kernels
+
+    before, _triton_kernels.autotune = _triton_kernels.autotune, True
+    done = 0
+    try:
+        for backend, case in served(run, some(run, support.WORKLOADS)):
+            if backend == "triton":
+                arguments, grad = inputs_of(case, torch.bfloat16, run.device)
+                tolerance = support.TOLERANCES[case.op][torch.bfloat16]
+                error_of(backend, case, arguments, grad, tolerance)
+                done += 1
+    finally:
+        _triton_kernels.autotune = before
+    assert done or run.device == "cpu"
+    return f"{done} calls"
+
+
 # ---- offsets past 2^31 ----
 
 
@@ -305,23 +334,27 @@ def far_center(run: Run) -> str:
     columns = 1024
     rows = far(run) // columns + 1000
     need(run, 3 * 2 * rows * columns / 1e9)
-    tolerance = support.TOLERANCES["center"][torch.bfloat16]
     x = random(run, rows, columns).add_(1)
-    for dim in (-1, 0, None):
-        y = blockops.center(x, dim)
-        if dim == -1:
-            mean = None
-        else:  # of parts, for float64 would take four times the memory of x
-            axes = (0, 1) if dim is None else 0
-            parts = [part.double().sum(axes, keepdim=True) for part in x.split(2**16)]
-            mean = sum(parts) / (rows if dim == 0 else rows * columns)
-        for part_of_x, part_of_y in zip(x.split(2**16), y.split(2**16), strict=True):
-            exact = part_of_x.double()
-            expected = exact - (exact.mean(-1, keepdim=True) if mean is None else mean)
-            scale = exact.abs().max().expand(expected.shape)
-            compare(part_of_y, expected, scale, tolerance, f"center, dim {dim}")
-        del y
+    for backend in backends(run, "center"):
+        for dim in (-1, 0, None):
+            check_far_center(x, dim, f"{backend} center, dim {dim}")
     return f"{rows} rows of {columns}, by rows, by columns and as a whole"
+
+
+def check_far_center(x: Tensor, dim: int | None, about: str) -> None:
+    rows, columns = x.shape
+    tolerance = support.TOLERANCES["center"][torch.bfloat16]
+    y = blockops.center(x, dim)
+    mean = None
+    if dim != -1:  # of parts, for float64 would take four times the memory of x
+        axes = (0, 1) if dim is None else 0
+        parts = [part.double().sum(axes, keepdim=True) for part in x.split(2**16)]
+        mean = sum(parts) / (rows if dim == 0 else rows * columns)
+    for part_of_x, part_of_y in zip(x.split(2**16), y.split(2**16), strict=True):
+        exact = part_of_x.double()
+        expected = exact - (exact.mean(-1, keepdim=True) if mean is None else mean)
+        scale = exact.abs().max().expand(expected.shape)
+        compare(part_of_y, expected, scale, tolerance, about)
 
 
 def far_layer(run: Run, op: str, x: Tensor, weight: Tensor, m: int) -> str:
@@ -329,10 +362,6 @@ def far_layer(run: Run, op: str, x: Tensor, weight: Tensor, m: int) -> str:
     rows, n = x.shape
     formula = _dispatch.OPS[op].reference
     grad = random(run, rows, m)
-    leaves = [x.requires_grad_(), weight.requires_grad_()]
-    y = getattr(blockops, op)(*leaves)
-    grad_x, grad_weight = torch.autograd.grad(y, leaves, grad)
-    x, weight, y = x.detach(), weight.detach(), y.detach()
 
     def truth(part: slice, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         arguments = {"x": change(x[part].double()), "weight": change(weight.double())}
@@ -344,12 +373,15 @@ def far_layer(run: Run, op: str, x: Tensor, weight: Tensor, m: int) -> str:
         total += truth(part, torch.clone)["grad_weight"]
         scale += truth(part, torch.abs)["grad_weight"]
     tolerance = support.TOLERANCES[op][torch.bfloat16]
-    compare(grad_weight, total, scale, tolerance, f"{op}, grad_weight")
-    for part in windows(rows, far(run) // m):
-        expected, scales = truth(part, torch.clone), truth(part, torch.abs)
-        for name, actual in {"result": y[part], "grad_x": grad_x[part]}.items():
-            about = f"{op}, {name}, rows {part}"
-            compare(actual, expected[name], scales[name], tolerance, about)
+    for backend in backends(run, op):
+        actual = outputs_of(getattr(blockops, op), {"x": x, "weight": weight}, grad)
+        compare(actual.pop("grad_weight"), total, scale, tolerance, f"{backend} {op}, grad_weight")
+        for part in windows(rows, far(run) // m):
+            expected, scales = truth(part, torch.clone), truth(part, torch.abs)
+            for name, value in actual.items():
+                about = f"{backend} {op}, {name}, rows {part}"
+                compare(value[part], expected[name], scales[name], tolerance, about)
+        del actual, value
     return f"{rows} rows, {n} features, {m} outputs"
 
 

@@ -74,7 +74,16 @@ def benchmark(run: Run) -> str:
     _, options = call(sys.executable, "-m", "bench", "--help", cwd=run.out)
     if "--device" not in options:
         raise NotRun("python -m bench has no --device")
-    command = [sys.executable, "-m", "bench", "--device", run.device, "--skip-compile"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "--device",
+        run.device,
+        "--skip-compile",
+        "--minutes",
+        "5",
+    ]
     status, _ = call(*command, "--out", run.out / "bench", cwd=run.out)
     assert status == 0, f"exit status {status}"
     return "see bench/results.md"
@@ -140,27 +149,28 @@ TABLE: list[tuple[Check, Callable[[Run], str]]] = [
         Check("native_transforms", "three orders of derivatives, autocast, torch.func", 120),
         tests_of("native", "test_transforms.py"),
     ),
+    (
+        Check("triton_contract", "values and gradients, integers exact", 300),
+        tests_of("triton", "test_contract.py"),
+    ),
+    (
+        Check("triton_transforms", "three orders of derivatives, autocast, torch.func", 120),
+        tests_of("triton", "test_transforms.py"),
+    ),
     (Check("gradcheck", "first and second derivatives, numerically", 90), work("gradcheck")),
     (Check("graphs", "CUDA graphs replay the bits of eager calls", 90), work("graphs")),
     (Check("side_stream", "work waits for a late producer on its stream", 60), work("side_stream")),
     (Check("ten_runs", "workloads have the same bits ten times", 90), work("ten_runs")),
     (Check("workloads", "workloads at full size against float64", 120), work("workloads")),
     (Check("tf32", "TF32 where PyTorch's switch allows it, and nowhere else", 90), work("tf32")),
-    (Check("far_center", "offsets past 2^31, center", 60), work("far_center")),
-    (Check("far_linear_relu", "offsets past 2^31, linear_relu", 60), work("far_linear_relu")),
-    (Check("far_quadratic", "offsets past 2^31, quadratic", 60), work("far_quadratic")),
+    (Check("tuning", "Triton configurations are measured and chosen", 120), work("tuning")),
+    (Check("far_center", "offsets past 2^31, center", 90), work("far_center")),
+    (Check("far_linear_relu", "offsets past 2^31, linear_relu", 90), work("far_linear_relu")),
+    (Check("far_quadratic", "offsets past 2^31, quadratic", 90), work("far_quadratic")),
     (Check("second_device", "a device that is not the current one", 60), work("second_device")),
     (
         Check("instructions", "the CPU's models of ldmatrix, mma and TF32 rounding", 120),
         work("instructions"),
-    ),
-    (
-        Check("triton_contract", "values and gradients, integers exact", 240),
-        tests_of("triton", "test_contract.py"),
-    ),
-    (
-        Check("triton_transforms", "three orders of derivatives, autocast, torch.func", 120),
-        tests_of("triton", "test_transforms.py"),
     ),
     *(
         (Check(tool, f"compute-sanitizer's {tool} on a few tiny calls", 90), sanitizer(tool))
