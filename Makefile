@@ -51,7 +51,7 @@ help:
 	@echo "make lint      check style and formatting; make format mends the formatting"
 	@echo "make cubins    compile the CUDA kernels and list their registers, spills and instructions"
 	@echo "make cuda-build  build with CUDA, a GPU is not needed, and test what can be without one"
-	@echo "make gpu-check prove the CUDA kernels right on this machine's GPU (GPU_CHECK_FLAGS=--out DIR)"
+	@echo "make gpu-check prove the GPU kernels right on this machine's GPU (GPU_CHECK_FLAGS=--out DIR)"
 	@echo "make bench     ten minutes of the ops against PyTorch's own (BENCH_FLAGS=--targets: all)"
 	@echo "make sanitize  run the marked tests under the undefined-behaviour and address sanitizers"
 	@echo "make clean     remove what was built; .venv stays"

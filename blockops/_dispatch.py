@@ -133,11 +133,13 @@ def why_not(backend: str, op: str, device_type: str) -> str | None:
         return None
     if _library.why_missing is not None:
         return _library.why_missing
+    if backend == "triton" and _triton.why_missing is not None and device_type == "cuda":
+        return _triton.why_missing
     name, key = f"{_NAMESPACES[backend]}::{op}", _DISPATCH_KEYS.get(device_type)
     if key and torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
         return None
     if backend == "triton":
-        return _triton.why_missing or "the triton backend has kernels for cuda tensors only"
+        return "the triton backend has kernels for cuda tensors only"
     return f"the native backend has no {op} kernel for {device_type} tensors in this build"
 
 
@@ -150,11 +152,12 @@ def active_backend() -> str:
 def backend(name: str) -> Iterator[None]:
     """Serve every blockops call inside the block with one backend.
 
-    name: "auto" (the measured best for the device), "native" (the C++ and CUDA library), "triton",
-    or "reference" (the formula in ordinary PyTorch ops). A backend that cannot serve a call
-    raises RuntimeError with the reason when that call comes. The choice holds for the whole process
-    while the block is open, other threads included; BLOCKOPS_BACKEND sets it from the start. Inside
-    a transform of torch.func and under forward-mode AD the reference always serves.
+    name: "auto" (the measured best for the device), "native" (the C++ and CUDA library), "triton"
+    (Triton kernels, for CUDA tensors), or "reference" (the formula in ordinary PyTorch ops). A
+    backend that cannot serve a call raises RuntimeError with the reason when that call comes. The
+    choice holds for the whole process while the block is open, other threads included;
+    BLOCKOPS_BACKEND sets it from the start. Inside a transform of torch.func and under forward-mode
+    AD the reference always serves.
 
     Raises ValueError for any other name.
     """

@@ -37,6 +37,8 @@ _registered = []  # an op is served as long as the library lives that it was reg
 def _why_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
+    if _library.why_missing is None and not hasattr(torch.ops.blockops_triton, "center"):
+        return "the compiled library is older than the Triton kernels: build it again"
     return None
 
 

@@ -23,7 +23,7 @@ from triton import knobs
 autotune = os.environ.get("BLOCKOPS_AUTOTUNE", "1") != "0" and not knobs.runtime.interpret
 MEASURED = 4  # configurations at most
 
-_measuring = threading.Lock()  # kernels that run at the same time would slow each other down
+_measuring = threading.RLock()  # kernels that run at the same time would slow each other down
 
 
 def bucket(size: int) -> int:
@@ -230,7 +230,8 @@ def add_product(total, a, b, PRECISION: tl.constexpr):
 
     The three are written out, for triton 3.8 would make an operand that is computed anew for each,
     and keep the parts of all in registers. What rounding leaves of a number is below 2^-11 of it,
-    so that the product of two rests does not count; of Inf it leaves NaN, which must not count.
+    so that the product of two rests does not count; of Inf it leaves NaN, which must not count. Of
+    numbers below 2^-117 or so the rest is too small for TF32, and digits are lost.
     """
     if PRECISION == "tf32":
         a, b = round_to_tf32(a), round_to_tf32(b)

@@ -186,10 +186,25 @@ importlib.util.find_spec = lambda name, *args: None if name == "triton" else fin
 import torch, blockops
 from blockops import _dispatch
 blockops.center(torch.ones(3))
-print(_dispatch.why_not("triton", "center", "cuda"))
+for device in ("cuda", "cpu"):
+    print(_dispatch.why_not("triton", "center", device))
 """
     )
-    assert said == "triton is not installed: pip install triton"
+    assert said.splitlines() == [
+        "triton is not installed: pip install triton",
+        "the triton backend has kernels for cuda tensors only",
+    ]
+
+
+@pytest.mark.skipif(_triton.why_missing is not None, reason=str(_triton.why_missing))
+def test_a_library_from_before_the_triton_kernels(monkeypatch):
+    """As after an update without a build: what it has still serves."""
+    monkeypatch.setattr(torch.ops, "blockops_triton", object())
+    why = "the compiled library is older than the Triton kernels: build it again"
+    assert _triton._why_missing() == why
+    monkeypatch.setattr(_triton, "why_missing", why)
+    assert _dispatch.why_not("triton", "center", "cuda") == why
+    assert _dispatch.why_not("native", "center", "cpu") is None
 
 
 def check_device_errors(case, backend, tensors_on):

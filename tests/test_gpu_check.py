@@ -180,6 +180,7 @@ def here(tmp_path):
         calls.side_stream,
         calls.ten_runs,
         calls.workloads,
+        calls.long_sums,
         calls.tf32,
         calls.tuning,
         calls.far_center,

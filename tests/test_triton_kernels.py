@@ -19,8 +19,8 @@ from blockops import _library, _triton
 TESTS = Path(__file__).parent
 KERNELS_KEPT = TESTS.parent / "build/triton-kernels"  # compiled, by their source
 ALL = ("test_contract.py", "test_transforms.py")  # those of every backend
-# It always gives the same bits and adds in NumPy's order, and CPU tensors have no autocast to
-# Triton kernels; the others take long.
+# ten_runs: the interpreter always gives the same bits. one_sign: it adds in NumPy's order.
+# autocast: that of CPU tensors knows no Triton kernels. The others take long.
 NOT_INTERPRETED = (
     "not (ten_runs or one_sign or autocast or --inf or (three_orders and many_outputs))"
 )

@@ -2,6 +2,7 @@
 is launched with, a stand-in for the driver names a GPU, and runs take as long as the test says."""
 
 import concurrent.futures
+import contextlib
 import runpy
 import time
 
@@ -14,7 +15,7 @@ from triton import language as tl  # noqa: E402 -- needs triton
 from triton.runtime import driver  # noqa: E402 -- needs triton
 from triton_on_cpu.compiled import Driver  # noqa: E402 -- needs triton
 
-from blockops import _triton_kernels  # noqa: E402 -- needs triton
+from blockops import _triton, _triton_kernels  # noqa: E402 -- needs triton
 from blockops._triton_kernels import Tuned, bucket, configurations  # noqa: E402 -- needs triton
 from blockops.ops.center import triton_kernels as center  # noqa: E402 -- needs triton
 from blockops.ops.linear_relu import triton_kernels as linear_relu  # noqa: E402 -- needs triton
@@ -280,3 +281,20 @@ def test_on_disk_only_what_is_alike_is_found(runs, monkeypatch, change):
         subject.configs = subject.configs[1:-2]
     runs.of(subject, key)
     assert runs.measured
+
+
+def test_kernels_are_launched_on_the_arguments_device(monkeypatch):
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(center, "center", lambda y, x: seen.extend(inside))
+    x = torch.ones(3)
+    assert _triton._kernel("center", "center")(x).shape == x.shape
+    assert len(seen) == 1 and seen[0] is x
+    assert not inside

@@ -22,7 +22,9 @@ struct Outer {
   int splits;                            // parts of the batch
 };
 
-constexpr int kFold = 16;  // tiles after which the product is added to the sums: short chains
+// Tiles after which the product is added to the sums: rounding in one long chain would cost digits,
+// most of all on tensor cores, which round towards zero.
+constexpr int kFold = 16;
 
 template <class Product, class T, int i_count>
 struct OuterBlock {
@@ -36,7 +38,9 @@ struct OuterBlock {
   static_assert(j_count % kRun == 0, "a run of pairs has one i");
   // A line of the features of a tile of pairs: those of j, and those of i, of which there may be
   // fewer than there is room for.
-  static constexpr int kFeatures = j_count + 8;
+  static constexpr int kRoomForI = 8;
+  static_assert(i_count <= kRoomForI);
+  static constexpr int kFeatures = j_count + kRoomForI;
   static constexpr int kSharedSize = PairTile::kSize + RTile::kSize + kFeatures * kDepth;
 
   const Outer<T>& o;
@@ -64,6 +68,7 @@ struct OuterBlock {
   // column, and goes down.
   template <int width>
   struct Columns {
+    static_assert(kThreads % width == 0);
     static constexpr int kStep = kThreads / width;
     static constexpr int kLoads = (kDepth + kStep - 1) / kStep;
     T value[kLoads];
@@ -167,15 +172,11 @@ struct OuterBlock {
       build(features, pairs);
       fetch(b0 + kDepth, fetched);
       __syncthreads();
-      if constexpr (Product::kRounds) {
-        Product::template multiply_add<PairTile, RTile>(sums, pairs, r_tile);
-      } else {
-        Product::template multiply_add<PairTile, RTile>(product, pairs, r_tile);
-        if (++in_product == kFold || b0 + kDepth >= end) {
-          add<Product>(product, sums);
-          clear<Product>(product);
-          in_product = 0;
-        }
+      Product::template multiply_add<PairTile, RTile>(product, pairs, r_tile);
+      if (++in_product == kFold || b0 + kDepth >= end) {
+        add<Product>(product, sums);
+        clear<Product>(product);
+        in_product = 0;
       }
       __syncthreads();  // all have read the tiles
     }

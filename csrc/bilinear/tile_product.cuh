@@ -48,7 +48,6 @@ struct PlainProduct {
   using Element = T;
   static constexpr int kRows = rows, kCols = cols, kDepth = 16;
   static constexpr int kLanesPerRow = 8, kColumnWarps = 1;
-  static constexpr bool kRounds = false;
   static constexpr int kRowStep = kThreads / kLanesPerRow;
   static constexpr int kThreadRows = rows / kRowStep, kThreadCols = cols / kLanesPerRow;
   using Sums = T[kThreadRows][kThreadCols];
@@ -170,7 +169,6 @@ struct TensorCoreProduct {
   static constexpr int kWarpRows = 32, kColumnWarps = kWarps * kWarpRows / rows;
   static constexpr int kWarpCols = cols / kColumnWarps;
   static constexpr int kLanesPerRow = 4;
-  static constexpr bool kRounds = true;  // the operands: long sums in float32 err less than that
   static constexpr int kThreadRows = kWarpRows / 8, kThreadCols = kWarpCols / 4;
   using Sums = float[kThreadRows][kThreadCols];
 

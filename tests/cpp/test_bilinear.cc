@@ -211,7 +211,8 @@ BLOCKOPS_TEST(long_batch_of_one_sign) {
 BLOCKOPS_TEST(many_splits) {
   Run run;
   run.processors = 200;
-  for (const Shape& shape : {Shape{3, 33, 40, 20}, Shape{500, 17, 9, 3}, Shape{700, 9, 12, 20}}) {
+  for (const Shape& shape : {Shape{3, 33, 40, 20}, Shape{500, 17, 9, 3}, Shape{700, 9, 12, 20},
+                             Shape{2570, 25, 2, 17}}) {
     both<float>(shape, run);
     both<BFloat16>(shape, run);
   }

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import support
@@ -12,6 +14,7 @@ from torch import Tensor
 import blockops
 from blockops import _dispatch, _triton
 from blockops._cases import Case
+from blockops.ops.bilinear.cases import quadratic_case
 
 from .base import NotRun, Run
 
@@ -250,6 +253,22 @@ def compare(
     return share
 
 
+def long_sums(run: Run) -> str:
+    """The gradient of a weight over a long batch of one sign, where tensor cores that round towards
+    zero would show: each sum must be cut into short ones."""
+    rows, n = (2**18, 128) if run.device == "cuda" else (2**9, 32)
+    case = quadratic_case("long_sums", (rows,), n, n)
+    shares_of = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        arguments, grad = inputs_of(case, dtype, run.device)
+        arguments, grad = support.mapped(arguments, torch.abs), grad.abs() / rows
+        for backend in backends(run, case.op):
+            about = f"{backend}, {str(dtype).removeprefix('torch.')}"
+            tolerance = support.TOLERANCES[case.op][dtype]
+            shares_of[about] = error_of(backend, case, arguments, grad, tolerance)
+    return shares(shares_of)
+
+
 TF32 = {
     "quadratic": support.Tolerance(1.05e-3, 6e-4),
     "bilinear": support.Tolerance(1.05e-3, 6e-4),
@@ -290,8 +309,16 @@ def tuning(run: Run) -> str:
         raise NotRun(_triton.why_missing)
     from blockops import _triton_kernels
 
+    milliseconds, measured, done = _triton_kernels._milliseconds, [], 0
+
+    def counted(*args):
+        measured.append(args)
+        return milliseconds(*args)
+
+    os.environ["TRITON_CACHE_DIR"] = str(run.out / "triton")  # which knows no results yet
+    shutil.rmtree(run.out / "triton", ignore_errors=True)
     before, _triton_kernels.autotune = _triton_kernels.autotune, True
-    done = 0
+    _triton_kernels._milliseconds = counted
     try:
         for backend, case in served(run, some(run, support.WORKLOADS)):
             if backend == "triton":
@@ -300,9 +327,9 @@ def tuning(run: Run) -> str:
                 error_of(backend, case, arguments, grad, tolerance)
                 done += 1
     finally:
-        _triton_kernels.autotune = before
-    assert done or run.device == "cpu"
-    return f"{done} calls"
+        _triton_kernels.autotune, _triton_kernels._milliseconds = before, milliseconds
+    assert measured or run.device == "cpu"
+    return f"{done} calls, {len(measured)} configurations measured"
 
 
 # ---- offsets past 2^31 ----

@@ -162,6 +162,7 @@ TABLE: list[tuple[Check, Callable[[Run], str]]] = [
     (Check("side_stream", "work waits for a late producer on its stream", 60), work("side_stream")),
     (Check("ten_runs", "workloads have the same bits ten times", 90), work("ten_runs")),
     (Check("workloads", "workloads at full size against float64", 120), work("workloads")),
+    (Check("long_sums", "a long batch of one sign", 60), work("long_sums")),
     (Check("tf32", "TF32 where PyTorch's switch allows it, and nowhere else", 90), work("tf32")),
     (Check("tuning", "Triton configurations are measured and chosen", 120), work("tuning")),
     (Check("far_center", "offsets past 2^31, center", 90), work("far_center")),

@@ -23,6 +23,7 @@ from blockops._triton_kernels import Tuned
 from blockops.ops.bilinear.cases import quadratic_case
 from blockops.ops.center import triton_kernels as center
 from blockops.ops.center.cases import center_case
+from blockops.ops.linear_relu import triton_kernels as linear_relu
 from blockops.ops.linear_relu.cases import linear_relu_case
 from triton_on_cpu import interpreter
 from triton_on_cpu.compiled import in_configuration
@@ -179,6 +180,19 @@ def test_far_offsets_of_center(dim, sparse):
     assert_far_reached(2 if dim == 1 else 3)
 
 
+def test_wide_tiles_of_center(sparse):
+    """Whose own offsets need 64 bits."""
+    shape = (16, 2**28 + 512)
+    center.center(zeros(shape), zeros(shape), [0])
+    assert_far_reached(2)
+
+
+def test_wide_tiles_of_linear_relu(sparse):
+    n = 2**28 + 512
+    linear_relu.linear_relu(zeros(16, 16), zeros(16, n), zeros(16, n))
+    assert_far_reached(2)
+
+
 @pytest.mark.parametrize(
     ("op", "features", "m"),
     [
@@ -191,7 +205,8 @@ def test_far_offsets_of_center(dim, sparse):
 )
 def test_far_offsets_of_layers(op, features, m, sparse):
     """Results, or inputs, of more than 2^31 elements, and their gradients."""
-    rows = interpreter.FAR // max(*features, m) + 2050
+    # In the last program of a copy there are rows, not only the zeros after them.
+    rows = interpreter.FAR // max(*features, m) + 2148
     shape = (*features, *features, m) if op == "quadratic" else (m, *features)
     leaves = [zeros(rows, n).requires_grad_() for n in features] + [zeros(shape).requires_grad_()]
     with blockops.backend("triton"):

@@ -72,13 +72,13 @@ def compile_all() -> None:
     for tuned, pairs in CALLS.items():
         for index, config in enumerate(tuned.configs):
             precision = config.kwargs["PRECISION"]
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
             with in_configuration(tuned, config):
                 for call, *sizes in pairs[index % len(pairs)]:
                     call(DTYPES.get(precision, torch.float32), *sizes)
                 if precision == ("tf32" if tuned is triton_outer.tuned else "16 bit"):
                     call(torch.float16, *sizes)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def complaints(kernel: dict[str, Any], capability: int) -> Iterator[str]:

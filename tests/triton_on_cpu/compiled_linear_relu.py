@@ -37,11 +37,11 @@ def compile_all() -> None:
     for config in triton_kernels.CONFIGS:
         precision = config.kwargs["PRECISION"]
         dtype = DTYPES.get(precision, torch.float32)
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         with in_configuration(triton_kernels.product, config):
             forward(*ALIGNED, dtype)
             grad_weight(*RAGGED, dtype)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         grad_x(*ALIGNED, dtype)
     backward(*RAGGED, torch.float32, (False, False, True))

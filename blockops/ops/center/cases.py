@@ -60,6 +60,7 @@ TESTS = [
     center_case("long_columns", (2100, 65), 0),
     center_case("wide_columns", (3, 2, 4100), 1),
     center_case("long_wide_columns", (65, 2100), 0),
+    center_case("long_thin_columns", (16385, 15), 0),
     center_case("several_long_rows", (3, 66000), -1),
     center_case("many_lines", (17, 70000), -1),
     center_case("long_channels", (3, 2, 40000), (0, 2)),

@@ -45,7 +45,7 @@ def place(
     """Where a tile begins, the offsets of its elements (BLOCK_R, BLOCK_K, BLOCK_S) from there, and
     which of them there are. The offsets need 64 bits if it is WIDE. Tiles follow each other along
     S, `across` of them, then along R."""
-    r0, s0 = (tile // across).to(tl.int64) * BLOCK_R, tile % across * BLOCK_S
+    r0, s0 = tl.cast(tile // across, tl.int64) * BLOCK_R, tile % across * BLOCK_S
     r = tl.arange(0, BLOCK_R)[:, None, None]
     k = tl.arange(0, BLOCK_K)[None, :, None]
     s = tl.arange(0, BLOCK_S)[None, None, :]
@@ -75,7 +75,7 @@ def center_whole_kernel(
     strips = count_tiles(K, BLOCK_K)
     strip = tl.program_id(0)
     o, k0 = (strip // strips).to(tl.int64), (strip % strips).to(tl.int64) * BLOCK_K
-    begin, at, inside = place(strip * 0, 1, o, k0, R, K, S, WIDE, BLOCK_R, BLOCK_K, BLOCK_S)
+    begin, at, inside = place(0, 1, o, k0, R, K, S, WIDE, BLOCK_R, BLOCK_K, BLOCK_S)
     values = tl.load(x + begin + at, inside, 0.0)
     mean = tl.sum(tl.sum(values.to(tl.float64), 2), 0) / count
     values = values.to(DTYPE) - mean.to(DTYPE)[None, :, None]
@@ -107,9 +107,7 @@ def center_sums_kernel(
     share = tl.cdiv(tiles, tl.num_programs(1))
     total = tl.zeros((BLOCK_R, BLOCK_K, BLOCK_S), tl.float64)
     for tile in range(part * share, tl.minimum((part + 1) * share, tiles)):
-        begin, at, inside = place(
-            part * 0 + tile, across, o, k0, R, K, S, WIDE, BLOCK_R, BLOCK_K, BLOCK_S
-        )
+        begin, at, inside = place(tile, across, o, k0, R, K, S, WIDE, BLOCK_R, BLOCK_K, BLOCK_S)
         total += tl.load(x + begin + at, inside, 0.0).to(tl.float64)
     k = k0 + tl.arange(0, BLOCK_K)
     tl.store(sums + (part.to(tl.int64) * O + o) * K + k, tl.sum(tl.sum(total, 2), 0), k < K)

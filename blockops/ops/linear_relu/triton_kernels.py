@@ -202,7 +202,7 @@ def _product(
     begins = [tensor.data_ptr() for tensor in (a[0], b[0], y) if tensor is not None]
     aligned = all(step == 1 or step % 16 == 0 for step in (*strides, *begins))
     wide = max(*strides, cols) * 128 >= 2**31
-    key = (*buckets, dtype.itemsize, precisions(dtype), aligned, (y is None, b[1] == 1))
+    key = (*buckets, dtype.itemsize, precisions(dtype), aligned, (y is None, a[1] == 1, b[1] == 1))
 
     def workspace(result: Tensor | None) -> Tensor | None:
         if result is None or parts == 1:
