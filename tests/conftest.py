@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 def pytest_collection_modifyitems(config, items):
     """Triton's interpreter runs what has a `target`, and its own files; and as it is slow, each
-    test and case in one dtype: they take turns."""
+    test and case in one dtype and one layout: they take turns."""
     if not support.INTERPRETED:
         return
     runs = {}
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(config, items):
         if item.path.name.startswith("check_"):
             runs[item] = [item]
         elif "target" in parameters:
-            parameters.pop("dtype", None)
+            parameters |= {"dtype": None, "layout": None}
             runs.setdefault((item.originalname, str(parameters)), []).append(item)
     kept = [turns[index % len(turns)] for index, turns in enumerate(runs.values())]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
