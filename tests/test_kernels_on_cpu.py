@@ -316,16 +316,30 @@ def compile_program(recipe: Recipe, scratch: Path) -> Path:
     return program
 
 
+class Made(NamedTuple):
+    """A program, and what came of its run."""
+
+    program: Path
+    code: int
+    text: str
+
+
+def make(recipe: Recipe, scratch: Path) -> Made:
+    program = compile_program(recipe, scratch)
+    test = recipe.bug.test if recipe.bug else ""
+    return Made(program, *run(program, *BUILDS[recipe.build].arguments, *filter(None, [test])))
+
+
 @pytest.fixture(scope="module")
-def compiled(request, tmp_path_factory) -> Iterator[dict[Recipe, Future]]:
-    """The programs of the selected tests; two are compiled at a time, while others run."""
+def made(request, tmp_path_factory) -> Iterator[dict[Recipe, Future]]:
+    """The programs of the selected tests; two are compiled and run at a time."""
     if reason := why_not():
         pytest.skip(reason)
     items = [item for item in request.session.items if item.path == request.path]
     recipes = [item.callspec.params["recipe"] for item in items if hasattr(item, "callspec")]
     scratch = tmp_path_factory.mktemp("planted")
     with ThreadPoolExecutor(2) as pool:
-        yield {r: pool.submit(compile_program, r, scratch) for r in dict.fromkeys(recipes)}
+        yield {r: pool.submit(make, r, scratch) for r in dict.fromkeys(recipes)}
         pool.shutdown(cancel_futures=True)
 
 
@@ -355,16 +369,15 @@ def run(program: Path, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "recipe", [Recipe(program, build) for program in PROGRAMS for build in BUILDS], ids=str
 )
-def test_program(compiled, recipe):
-    code, text = run(compiled[recipe].result(), *BUILDS[recipe.build].arguments)
-    assert code == 0, text
+def test_program(made, recipe):
+    result = made[recipe].result()
+    assert result.code == 0, result.text
 
 
 @pytest.mark.parametrize("recipe", [Recipe(bug.program, bug.build, bug) for bug in BUGS], ids=str)
-def test_bug_is_found(compiled, recipe):
-    arguments = [*BUILDS[recipe.build].arguments, *filter(None, [recipe.bug.test])]
-    code, text = run(compiled[recipe].result(), *arguments)
-    assert code != 0 and recipe.bug.words in text, text
+def test_bug_is_found(made, recipe):
+    result = made[recipe].result()
+    assert result.code != 0 and recipe.bug.words in result.text, result.text
 
 
 @pytest.mark.parametrize(
@@ -375,8 +388,8 @@ def test_bug_is_found(compiled, recipe):
         for build, words in found.items()
     ],
 )
-def test_bug_in_sample_is_found(compiled, recipe, name, words):
-    code, text = run(compiled[recipe].result(), *BUILDS[recipe.build].arguments, name)
+def test_bug_in_sample_is_found(made, recipe, name, words):
+    code, text = run(made[recipe].result().program, *BUILDS[recipe.build].arguments, name)
     assert code != 0 and words in text, text
 
 

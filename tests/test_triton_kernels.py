@@ -111,8 +111,8 @@ BUGS = [
         "narrow_accumulator",
         "linear_relu/triton_kernels.py",
         old="total = add_product(total, a_tile, b_tile, PRECISION)",
-        new="total = add_product(total, a_tile, b_tile, PRECISION).to(a_tile.dtype).to(DTYPE)",
-        test="test_outputs and linear_relu-long_sums",
+        new="total = add_product(total, a_tile, b_tile, PRECISION).to(tl.bfloat16).to(DTYPE)",
+        test="test_outputs and linear_relu and (long_sums or few_rows or many_outputs)",
         words="elements exceed",
     ),
     Bug(
