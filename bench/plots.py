@@ -15,6 +15,7 @@ from .contests import CONTESTS
 from .measure import GRAPH
 from .providers import OURS
 from .ranking import NAMES, Row, cases_of, curves_of, highest, rows_of
+from .tables import duration
 
 SHOWN = ("forward", "train")  # and their CUDA graphs, or whatever passes there are instead
 INK, FAINT, OWN = "#22252b", "#c9ced6", "#0b6e99"
@@ -100,13 +101,6 @@ def legend(figure: Figure, panels: Iterable[Axes], first: str = "") -> None:
 
 def times(value: float, _: object = None) -> str:
     return f"{value:g}x"
-
-
-def seconds(value: float, _: object = None) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if value * scale >= 1 or unit == "µs":
-            return f"{value * scale:.3g} {unit}"
-    return ""
 
 
 def passes_of(rows: Iterable[Row]) -> list[str]:
@@ -255,7 +249,7 @@ def cost(op: str, curves: dict[str, list], record: dict[str, Any]) -> Figure:
             if name == passes[-1]:
                 axes.set_xlabel(over)
         line[0].set_ylabel(NAMES[name])
-        line[0].yaxis.set_major_formatter(FuncFormatter(seconds))
+        line[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     legend(figure, panels.flat)
     titled(figure, f"{op}: what a call costs as sizes grow", record)
     return figure

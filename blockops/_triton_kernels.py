@@ -46,6 +46,13 @@ def configurations(names: str, *values: tuple) -> list[triton.Config]:
     ]
 
 
+def by_precision(names: str, tiles: dict[str, list[tuple]]) -> list[triton.Config]:
+    """Those of a product: PRECISION, by which the tiles are listed, and the constants of these
+    names."""
+    values = [(precision, *tile) for precision, some in tiles.items() for tile in some]
+    return configurations(f"PRECISION {names}", *values)
+
+
 class Tuned:
     """A kernel with the configurations that it may run in.
 

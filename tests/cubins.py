@@ -23,7 +23,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
-import build_config  # noqa: E402
+import build_config  # noqa: E402 -- found by the line above
 
 STORE = ROOT / "build/cubins"
 JOBS = 2

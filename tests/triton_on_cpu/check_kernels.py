@@ -2,9 +2,7 @@
 them, and tensors that need 64-bit offsets. All else is in the tests of every backend."""
 
 import contextlib
-import importlib
 import itertools
-import pkgutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +24,7 @@ from blockops.ops.center.cases import center_case
 from blockops.ops.linear_relu import triton_kernels as linear_relu
 from blockops.ops.linear_relu.cases import linear_relu_case
 from triton_on_cpu import interpreter
-from triton_on_cpu.compiled import in_configuration
+from triton_on_cpu.compiled import in_configuration, written_in
 
 # ---- every configuration ----
 
@@ -58,13 +56,9 @@ def settings() -> list[tuple[str, Tuned, triton.Config]]:
     knows of no warps and stages."""
     found = {}
     for folder in _triton.OPS:
-        package = importlib.import_module(f"blockops.ops.{folder}")
-        names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-        for name in sorted(name for name in names if name.startswith("triton_")):
-            module = importlib.import_module(f"{package.__name__}.{name}")
-            for kernel in (value for value in vars(module).values() if isinstance(value, Tuned)):
-                for config in kernel.configs:
-                    found[kernel, str(config.kwargs)] = folder, kernel, config
+        for kernel in (value for value in written_in(folder) if isinstance(value, Tuned)):
+            for config in kernel.configs:
+                found[kernel, str(config.kwargs)] = folder, kernel, config
     return list(found.values())
 
 

@@ -107,12 +107,17 @@ def complaints(kernel: dict[str, Any], capability: int) -> Iterator[str]:
         yield f"{kernel['shared']} bytes of shared memory, of {SHARED[capability]}"
 
 
-def never_compiled(folder: str, kernels: list[dict[str, Any]]) -> Iterator[str]:
-    """The kernels in triton_*.py of a folder, and configurations of them, that no call led to."""
+def written_in(folder: str) -> list[Any]:
+    """All that the triton_*.py of a folder of blockops/ops have names for."""
     package = importlib.import_module(f"{blockops.ops.__name__}.{folder}")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     modules = [f"{package.__name__}.{name}" for name in names if name.startswith("triton_")]
-    made = [value for name in modules for value in vars(importlib.import_module(name)).values()]
+    return [value for name in modules for value in vars(importlib.import_module(name)).values()]
+
+
+def never_compiled(folder: str, kernels: list[dict[str, Any]]) -> Iterator[str]:
+    """The kernels of a folder, and configurations of them, that no call led to."""
+    made = written_in(folder)
     launched = {kernel["kernel"] for kernel in kernels}
     written = {value.__name__ for value in made if isinstance(value, JITFunction)}
     yield from sorted(name for name in written - launched if name.endswith("_kernel"))

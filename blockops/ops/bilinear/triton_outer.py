@@ -17,8 +17,8 @@ from ..._triton_kernels import (
     Tuned,
     add_product,
     bucket,
+    by_precision,
     ceil_div,
-    configurations,
     count_tiles,
     kernel_clocks,
     sum_dtype,
@@ -117,11 +117,7 @@ _TILES = {
     "tf32": [(128, 64, 8, 3), (64, 32, 4, 3), (32, 32, 4, 3)],
     "float64": [(64, 64, 8, 3), (32, 32, 4, 3)],
 }
-CONFIGS = [
-    config
-    for precision, tiles in _TILES.items()
-    for config in configurations("PRECISION ROWS COLS", *[(precision, *tile) for tile in tiles])
-]
+CONFIGS = by_precision("ROWS COLS", _TILES)
 _TERMS = {"16 bit": 64, "tf32x3": 16, "tf32": 32, "float64": 16}
 
 

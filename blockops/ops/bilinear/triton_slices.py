@@ -16,8 +16,8 @@ from ..._triton_kernels import (
     Tuned,
     add_product,
     bucket,
+    by_precision,
     ceil_div,
-    configurations,
     count_tiles,
     kernel_clocks,
     step_clocks,
@@ -135,11 +135,7 @@ _TILES = {
     "tf32": [(128, 8, 3), (64, 4, 3), (16, 4, 3)],
     "float64": [(64, 8, 3), (32, 4, 3), (16, 4, 3)],
 }
-CONFIGS = [
-    config
-    for precision, tiles in _TILES.items()
-    for config in configurations("PRECISION ROWS", *[(precision, *tile) for tile in tiles])
-]
+CONFIGS = by_precision("ROWS", _TILES)
 _MOST_DEPTHS = {"16 bit": 128, "tf32x3": 32, "tf32": 32, "float64": 16}  # of a step
 _LANES = 128  # of a processor: multiply-adds in a clock
 

@@ -20,8 +20,8 @@ from ..._triton_kernels import (
     Tuned,
     add_product,
     bucket,
+    by_precision,
     ceil_div,
-    configurations,
     count_tiles,
     kernel_clocks,
     precisions,
@@ -149,13 +149,7 @@ _TILES = {
     "float64": [(64, 64, 16, 8, 2), (32, 32, 16, 4, 3), (16, 32, 16, 4, 3)],
 }
 _MOST_TERMS = 128
-CONFIGS = [
-    config
-    for precision, tiles in _TILES.items()
-    for config in configurations(
-        "PRECISION ROWS COLS TERMS", *[(precision, *tile) for tile in tiles]
-    )
-]
+CONFIGS = by_precision("ROWS COLS TERMS", _TILES)
 
 
 def _parts(rows: int, cols: int, terms: int) -> int:
