@@ -25,7 +25,7 @@ export PATH := $(dir $(PY)):$(PATH)
 
 # What pip gets of requirements-dev.txt. In .venv the pins, but where a GPU is visible the newest
 # CUDA torch; in a Python that came with torch no pins, so that what it has stays.
-PINS = $(if $(FOREIGN),s/==[^;]*//,$(if $(shell nvidia-smi 2>/dev/null),s/^torch==.*/torch/))
+PINS = $(if $(FOREIGN),s/^\([^;=]*\)==[^;]*/\1/,$(if $(shell nvidia-smi 2>/dev/null),s/^torch==.*/torch/))
 
 FOLDERS := csrc $(wildcard csrc/*/) tests/cpp tests/gpu_check
 CXX_FILES := $(wildcard $(foreach f,$(FOLDERS:/=),$(addprefix $(f)/*.,cpp cc h cu cuh)))

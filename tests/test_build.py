@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import blockops
 from blockops import _info, _library
@@ -39,6 +40,24 @@ def make_script(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
+
+
+# what make installs
+
+
+def test_pins_go_where_torch_is_there_already():
+    """make tests itself in .venv; here it is told that it runs in a Python that came with torch."""
+    command = ["make", "-s", "FOREIGN=yes", "--eval", "named:; @sed '$(PINS)' requirements-dev.txt"]
+    named = subprocess.run([*command, "named"], cwd=ROOT, capture_output=True, text=True)
+    assert named.returncode == 0, named.stderr
+    lines = (ROOT / "requirements-dev.txt").read_text(), named.stdout
+    pinned, free = (
+        [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+        for text in lines
+    )
+    assert [(r.name, r.marker) for r in free] == [(r.name, r.marker) for r in pinned]
+    assert any("==" in str(r.specifier) for r in pinned)
+    assert not any("==" in str(r.specifier) for r in free)
 
 
 # CUDA or not
