@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from . import aims, compare, machine, ranking, report, tables, terminal
-from .clocks import CLOCKS
+from .clocks import CLOCKS, why_missing
 from .contests import CONTESTS, size, workloads
 from .measure import ROUNDS, measure, raised
 from .options import QUICK_SECONDS, Item, parse, planned, reasons
@@ -154,7 +154,8 @@ def inventory() -> list[Section]:
             batch = "" if case.batch is None else f", batch {case.batch} there"
             cases.append([contest.op, case.name, size(case), case.source + batch])
         for p in contest.providers:
-            why = why_unavailable(p, contest.op, p.device or "cpu")
+            device = p.device or "cpu"
+            why = why_missing(device) or why_unavailable(p, contest.op, device)
             state = f"no: {why}" if why else "yes"
             if (p.needs or p.device) and not why:
                 flags = [f"--{option.replace('_', '-')}" for option in p.needs]

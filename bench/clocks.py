@@ -17,7 +17,7 @@ from torch import Tensor
 from . import machine
 
 BLOCK = 1e-3  # seconds: calls that are shorter are timed together, in blocks that last as long
-LONG = 0.3  # seconds: a call that takes longer is made once a round
+LONG = 4  # times the seconds of a round: a call that takes longer is made once in it
 SETS = 8  # of data, at most
 Call = Callable[[], Any]
 Ready = Callable[[int], list[Call]]  # makes so many calls ready, outside the timing
@@ -33,7 +33,7 @@ def timed(calls: Sequence[Call]) -> float:
 def sample(ready: Ready, seconds: float) -> list[float]:
     """Seconds a call takes, in each of at least three blocks of calls; of a long call only once."""
     first = timed(ready(1))
-    if first > max(seconds, LONG):
+    if first > LONG * seconds:
         return [first]
     count = max(1, int(BLOCK / first))
     times: list[float] = []
@@ -51,7 +51,7 @@ class Cpu:
     largest = 4 << 30  # bytes: a provider with a larger intermediate is left out
 
     def sets(self, size: int) -> int:
-        """Of data of so many bytes: enough not to stay in the caches."""
+        """Of data of so many bytes: enough not to stay in the caches, if SETS are."""
         return min(SETS, machine.cache_bytes() // max(size, 1) + 1)
 
     def times(self, ready: Ready, seconds: float) -> list[float]:

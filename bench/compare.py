@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .providers import OURS
-from .ranking import NAMES, Row, rows_of
+from .contests import CONTESTS
+from .ranking import NAMES, Row, failures, rows_of
 from .report import Section, duration, ratio
 
 SLACK = 1.05  # a change up to it is none, however quiet the machine was
@@ -24,6 +24,8 @@ def load(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(record, dict) or not record.keys() >= {"results", "command", *ALIKE}:
         raise ValueError(f"{path} is not of python -m bench")
+    if gone := {result["op"] for result in record["results"]} - CONTESTS.keys():
+        raise ValueError(f"{path} has results of {', '.join(sorted(gone))}: there is no such op")
     return record
 
 
@@ -46,6 +48,21 @@ def verdict(before: Row, after: Row) -> str:
     return "faster" if min(figures) > noise else ""
 
 
+def failed(record: dict[str, Any]) -> list[tuple[tuple[str, str, str], str]]:
+    """Op, case and name of each of blockops' own that is wrong or raises, with what it says."""
+    return [
+        ((result["op"], result["case"], name), result["troubles"][name])
+        for result in record["results"]
+        for name in failures(result)
+    ]
+
+
+def where(record: dict[str, Any]) -> str:
+    """The machine of a run, by what it computed on."""
+    gpu = record.get("gpu")
+    return gpu["name"] if gpu else record.get("cpu", "unknown")
+
+
 def compare(first: dict[str, Any], second: dict[str, Any]) -> tuple[Section, bool]:
     """The table, and whether anything is slower, or wrong where it was right. ValueError where the
     two cannot be compared."""
@@ -61,16 +78,18 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> tuple[Section, boo
         worse |= found == "slower"
         about = [old.op, old.case, NAMES[old.name], duration(old.seconds), duration(new.seconds)]
         table.append([*about, ratio(by_time), ratio(against), f"{noise - 1:.0%}", found])
-    for result in second["results"]:
-        for name, trouble in result["troubles"].items():
-            if name.startswith(OURS):
-                worse = True
-                table.append([result["op"], result["case"], name, *["-"] * 5, trouble])
+    known = {failure for failure, _ in failed(first)}
+    for failure, trouble in failed(second):
+        worse |= failure not in known
+        table.append([*failure, *["-"] * 5, trouble])
     alone = len(before.keys() ^ after.keys())
     note = (
         "Above 1, blockops became faster: by its time, and against the best stock form of the same "
         "run. It is slower or faster where both say so by more than the noise of the two runs, "
         f"at least {SLACK - 1:.0%}. Rows that only one run has: {alone}."
     )
+    places = [where(run) for run in (first, second)]
+    if places[0] != places[1]:
+        note += f" The machines differ: {places[0]} and {places[1]}; times then say little."
     names = ["op", "case", "pass", "before", "after", "by time", "against best", "noise", ""]
     return Section("two runs", names, table, note), worse

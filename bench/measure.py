@@ -36,6 +36,9 @@ AGAIN = " again"  # after the name of one of ours: its turn at the end of a roun
 OVER = "not measured: the time for all was over"
 GRAPH = ", CUDA graph"  # after the name of a pass: timed without the cost of launches
 IN_GRAPHS = ("forward", "forward_grad", "train")  # backward alone is bound to its forward's stream
+# The mode of torch.compile that makes CUDA graphs: they go into no other graph, and the memory that
+# they hold was allocated before a call.
+OWN_GRAPHS = "max-autotune"
 Clock = Cpu | Cuda
 
 
@@ -50,10 +53,20 @@ class Data:
         args = arguments(case, dtype, 0, device)
         self.truth = Truth(contest, case, args, precision)
         self.sets = [(args, self.truth.grad)]
+        self._first = [t.clone() for t in (*args, self.truth.grad)]
         self.bytes = sum(t.nbytes for t in (*args, self.truth.grad))
         for seed in range(1, clock.sets(self.bytes)):
             grad = gradient(case, self.truth.grad.shape, dtype, seed, device)
             self.sets.append((arguments(case, dtype, seed, device), grad))
+
+    def restored(self) -> bool:
+        """Whether the first set was written to; it is then what it was, for the next provider."""
+        args, grad = self.sets[0]
+        pairs = zip((*args, grad), self._first, strict=True)
+        changed = [(tensor, was) for tensor, was in pairs if not torch.equal(tensor, was)]
+        for tensor, was in changed:
+            tensor.copy_(was)
+        return bool(changed)
 
 
 class Entry:
@@ -83,6 +96,8 @@ class Entry:
                 self._check(data.truth)
         except Exception as error:
             self.trouble = raised(error)
+        if data.restored():
+            self.trouble = "wrong: it writes into its arguments"
 
     def _left_out(self, dtype: torch.dtype) -> str:
         if lacking := self.provider.refuses(self.case):
@@ -138,8 +153,13 @@ class Entry:
                     f"wrong: off by {error:.1e} of its scale, more than {truth.tolerance:g}"
                 )
                 return
-            if seconds > SLOW and not self.provider.compiled:  # that was the one call
+            if seconds > SLOW and not self._compiles():  # that was the one call
                 self.slow[name] = seconds
+
+    def _compiles(self) -> bool:
+        """Whether its first call may take long for another reason than the work: on a GPU kernels
+        are loaded, compiled and tuned."""
+        return bool(self.provider.compiled) or self.clock.repeats
 
     def calls(self, name: str, count: int) -> list[Call]:
         """Of one pass, ready to be made: what comes before it, as the forward pass before backward,
@@ -175,9 +195,10 @@ def modes(provider: Provider, name: str) -> Iterator[None]:
     """Grad mode, opt_einsum and backend as the provider has them in the pass."""
     with contextlib.ExitStack() as stack:
         if "einsum" in provider.name:
-            stack.enter_context(torch.backends.opt_einsum.flags(enabled=provider.opt_einsum))
-        if provider.backend:
-            stack.enter_context(blockops.backend(provider.backend))
+            planner = torch.backends.opt_einsum  # refuses to be enabled where it is not installed
+            enabled = provider.opt_einsum and planner.is_available()
+            stack.enter_context(planner.flags(enabled=enabled))
+        stack.enter_context(blockops.backend(provider.backend or "auto"))  # BLOCKOPS_BACKEND or not
         stack.enter_context(torch.set_grad_enabled(name != "forward" and not provider.limit))
         yield
 
@@ -199,8 +220,9 @@ def ceilings(contest: Contest, precision: str, clock: Clock, seconds: float) -> 
 
 def memory(case: Case, entry: Entry) -> dict[str, int]:
     """Bytes of PyTorch's allocator that a training step holds at once beyond its arguments and
-    result, and the bound on them: the gradients, 16 MiB, for quadratic the packed weight, for
-    linear_relu and the model the gradient of z, which has the result's size."""
+    result (on the CPU those of the calling thread), and the bound on them: the gradients, 16 MiB,
+    for quadratic the packed weight, for linear_relu and the model the gradient of z, which has the
+    result's size."""
     (step,) = entry.calls("train", 1)
     results, peak = entry.clock.peak(step)
     beside = 0 if case.op in ("bilinear", "center") else results[0].nbytes
@@ -214,15 +236,17 @@ def memory(case: Case, entry: Entry) -> dict[str, int]:
 def memories(
     case: Case, entries: dict[str, Entry], deadline: float, troubles: dict[str, str]
 ) -> dict[str, Any]:
-    """memory() of blockops, and the same bytes of every provider that has a training step and is
-    not slow."""
+    """memory() of blockops, and the same bytes of every provider that has a training step, is not
+    slow and does not keep memory in graphs."""
     found = {}
     for name, entry in entries.items():
-        has = "train" in entry.provider.passes and not entry.provider.limit and not entry.slow
+        provider = entry.provider
+        has = "train" in provider.passes and not provider.limit and not entry.slow
+        has &= provider.compiled != OWN_GRAPHS or not entry.clock.repeats
         if not has or name != OURS and monotonic() > deadline:
             continue
         try:
-            with modes(entry.provider, "train"):
+            with modes(provider, "train"):
                 found[name] = memory(case, entry)
         except Exception as error:
             troubles[f"{name}, memory"] = raised(error)
@@ -256,6 +280,9 @@ def measure(
             troubles[provider.name] = entry.trouble
         else:
             entries[provider.name] = entry
+    if OVER in troubles.values():  # the best of some is not the best
+        troubles |= dict.fromkeys(entries, OVER)
+        entries = {}
     sets, elements = len(data.sets), data.truth.grad.numel()
     del data
     times = timings(entries, options, troubles, step)
@@ -300,8 +327,7 @@ def timings(
         found[name] = take_turns(turns, name, clock.times, options, troubles, step)
         rounds = found[name].get(OURS, {}).get("rounds", [math.inf])
         if name in IN_GRAPHS and min(rounds) < clock.launch_bound:
-            # max-autotune makes graphs of its own, which do not go into another.
-            able = {n: e for n, e in turns.items() if e.provider.compiled != "max-autotune"}
+            able = {n: e for n, e in turns.items() if e.provider.compiled != OWN_GRAPHS}
             found[name + GRAPH] = take_turns(
                 able, name, clock.graph_times, options, troubles, step, GRAPH
             )

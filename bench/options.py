@@ -28,7 +28,7 @@ blockops against what PyTorch offers, every op and case in one run.
 python -m bench [options]    measure
 python -m bench list         ops, cases and providers, and why one is unavailable
 python -m bench report DIR   the tables of a stored run, and its plots, which it draws there
-python -m bench compare A B  two stored runs; status 1 where one of blockops' became slower
+python -m bench compare A B  two stored runs; status 1 where blockops became slower or fails
 python -m bench tables       rewrites the tables in README.md and docs/performance.md
 """
 EPILOG = """\
@@ -188,11 +188,12 @@ def reasons(options: argparse.Namespace) -> dict[str, dict[str, str]]:
 
 
 def planned(options: argparse.Namespace) -> list[Item]:
-    """What the options ask for, the ops in turns, so that one that is stopped has of each the same
-    part. With --quick an op's smallest case stands for all. Providers that cannot run here are not
-    in it."""
+    """What the options ask for, the ops in turns and the curves after all cases, so that a run that
+    is stopped has of each the same part. With --quick an op's smallest case stands for all.
+    Providers that cannot run here are not in it."""
     turns = itertools.zip_longest(*(of_op(CONTESTS[op], options) for op in options.op))
-    return [item for turn in turns for item in turn if item is not None]
+    items = [item for turn in turns for item in turn if item is not None]
+    return sorted(items, key=lambda item: item.curve is not None and item.curve["over"] != "call")
 
 
 def of_op(contest: Contest, options: argparse.Namespace) -> Iterator[Item]:

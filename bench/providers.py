@@ -330,7 +330,9 @@ def why_unavailable(provider: Provider, op: str, device: str = "cpu") -> str:
     if provider.device not in ("", device):
         return f"it is for {provider.device} tensors"
     if (provider.ours or provider.backend) and op in _dispatch.OPS:
-        return _dispatch.why_not(provider.backend or "native", op, device) or ""
+        some = [provider.backend] if provider.backend else _dispatch._AUTO_ORDER[device]
+        refusals = [_dispatch.why_not(backend, op, device) for backend in some]
+        return "" if None in refusals else refusals[0]
     if provider.package and not machine.has(provider.package):
         return f"the package {provider.package} is not installed"
     if provider.compiled and device == "cuda" and not machine.has("triton"):

@@ -231,8 +231,9 @@ def memory(results: list[dict[str, Any]]) -> Section:
         if r["memory"]
     ]
     note = (
-        "Peak beyond arguments and output, of PyTorch's allocator; the bound is the gradients and "
-        "16 MiB, for quadratic the packed weight, for linear_relu and the model grad_z."
+        "Peak beyond arguments and output, of PyTorch's allocator, on the CPU in the calling "
+        "thread; the bound is the gradients and 16 MiB, for quadratic the packed weight, for "
+        "linear_relu and the model grad_z."
     )
     names = ["op", "case", "peak MiB", "bound MiB", "within", "leanest stock MiB"]
     return Section("extra memory of a training step", names, table, note)

@@ -14,6 +14,7 @@ from bench_support import SMALL, eager, record, result
 import bench.__main__ as command
 from bench import aims, compare, contests, machine, providers, ranking, report
 from bench.contests import CONTESTS
+from bench.measure import OVER
 
 # ---- aims ----
 
@@ -214,6 +215,8 @@ def test_wrong_arguments_are_refused_in_a_sentence(arguments, sentence, capsys):
 
 def test_list_shows_every_op_case_and_provider(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    missing = {"cpu": "", "cuda": "torch sees no CUDA device"}
+    monkeypatch.setattr(command, "why_missing", missing.get)
     assert command.main(["list"]) == 0
     printed = capsys.readouterr().out
     for contest in CONTESTS.values():
@@ -221,6 +224,7 @@ def test_list_shows_every_op_case_and_provider(monkeypatch, capsys):
         assert all(case.name in printed for case in contest.cases)
         assert all(provider.name in printed for provider in contest.providers)
     assert "no: torch.compile needs a C++ compiler; no-such-compiler is not found" in printed
+    assert "no: torch sees no CUDA device" in printed and "with --device" not in printed
 
 
 def test_every_op_with_workloads_is_measured_or_listed_as_without_providers(monkeypatch, capsys):
@@ -275,6 +279,29 @@ def test_case_that_became_wrong_is_worse():
     assert "Rows that only one run has: 1." in section.note
 
 
+def test_what_was_not_measured_or_wrong_already_is_no_worse():
+    late = eager(2.0) | {"troubles": {"blockops": OVER, "compiled": "raised", "copy_": "wrong"}}
+    assert not compare.compare(record([eager(2.0)]), record([late]))[1]
+    wrong = result("center", [], troubles={"blockops": "wrong: off by 1"})
+    section, worse = compare.compare(record([wrong]), record([wrong]))
+    assert not worse and section.rows[0][-1] == "wrong: off by 1"
+
+
+@pytest.mark.parametrize("name", ["all", "reference backend", "blockops, memory"])
+def test_whatever_fails_of_blockops_own_is_worse(name):
+    failing = eager(2.0) | {"troubles": {name: "raised RuntimeError: no"}}
+    section, worse = compare.compare(record([eager(2.0)]), record([failing]))
+    assert worse and [row[2] for row in section.rows] == ["training step", name]
+
+
+def test_two_machines_are_named():
+    runs = [record([eager(2.0)]) | {"cpu": cpu} for cpu in ("one", "two")]
+    assert "The machines differ: one and two" in compare.compare(*runs)[0].note
+    assert "The machines differ" not in compare.compare(runs[0], runs[0])[0].note
+    runs[1]["gpu"] = {"name": "a GPU"}
+    assert "one and a GPU" in compare.compare(*runs)[0].note
+
+
 def store(folder: Path, **about) -> str:
     report.store(record([eager(2.0)]) | about, [], folder)
     return str(folder)
@@ -299,8 +326,12 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path, capsys):
     first, other = store(tmp_path / "a"), store(tmp_path / "b", dtype="float64")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "results.json").write_text("{}")
+    (tmp_path / "e").mkdir()
+    gone = json.dumps(record([eager(2.0) | {"op": "cubic"}]))
+    (tmp_path / "e" / "results.json").write_text(gone)
     for second, sentence in {
         other: "the runs differ in dtype: float32 and float64",
+        str(tmp_path / "e"): "has results of cubic: there is no such op",
         str(tmp_path / "d"): "has no results.json: name a folder that --out stored",
         str(tmp_path / "c"): "is not of python -m bench",
     }.items():

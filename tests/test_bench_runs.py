@@ -118,6 +118,20 @@ def test_providers_and_rounds_end_with_the_time(monkeypatch):
     assert len(rounds) == 1
 
 
+def test_a_case_whose_peers_were_not_all_begun_is_not_ranked(monkeypatch):
+    """Else the best would be that of those that came first."""
+    own = options("--passes", "forward")
+    contest = CONTESTS["center"]
+    some = [contest.provider(name) for name in ("blockops", "x - x.mean", "reference backend")]
+    ticks = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr(measure, "monotonic", lambda: next(ticks, 3.0))
+    own.deadline = 1.0
+    found = measure.measure(contest, SMALL["center"], some, own)
+    assert found["troubles"] == {p.name: measure.OVER for p in some}
+    assert found["passes"]["forward"]["times"] == {}
+    assert found["memory"] is None and report.sections(record([found]))
+
+
 def test_time_is_shared_by_what_is_left():
     plan = bench.options.planned(options("--op", "center", "--parts", "cases"))
     turns = sum(len(item.providers) * len(item.passes) for item in plan)
