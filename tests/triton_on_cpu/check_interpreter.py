@@ -58,6 +58,26 @@ def test_bfloat16_is_rounded_to_the_nearest_even():
     assert np.isnan(rounded[0]) and rounded[1:].tolist() == [np.inf, -np.inf, np.inf]
 
 
+@triton.jit
+def mix_kernel(x, count, out, SIZE: tl.constexpr):
+    row, col = tl.arange(0, SIZE)[:, None], tl.arange(0, 16)[None, :]
+    value = tl.load(x + row)
+    whole = tl.load(count + row)
+    sums = (value + 1) + (whole + 1) + (whole + 1.5) * (col < 3)
+    tl.store(out + row * 16 + col, tl.where(whole < 2, sums + col, -1))
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_types_and_shapes_are_kept_apart(size):
+    """A number takes the type of what it meets, and all are broadcast."""
+    x, count = values(torch.float32, size), torch.arange(size, dtype=torch.int32)
+    out = torch.empty(size, 16)
+    mix_kernel[(1,)](x, count, out, SIZE=size)
+    value, whole, col = x[:, None], count[:, None], torch.arange(16)
+    sums = (value + 1) + (whole + 1) + (whole + 1.5) * (col < 3)
+    assert torch.equal(out, torch.where(whole < 2, sums + col, -1.0))
+
+
 def test_maximum_drops_nan():
     x, y = torch.full((16,), float("nan")), torch.ones(16)
     assert torch.equal(applied("maximum", x, y), y)
@@ -128,6 +148,9 @@ def test_bounds_are_kept():
         move_kernel[(1,)](x[1:], out, 30, -1, STEP=16, MASKED=True)
     with pytest.raises(InterpreterError, match="a write out of bounds, 2 elements"):
         move_kernel[(2,)](x, out[:28], 30, 0, STEP=16, MASKED=True)
+    both = values(torch.float32, 60)  # one begins where the other ends
+    with pytest.raises(InterpreterError, match="a read out of bounds, 3 elements"):
+        move_kernel[(2,)](both[:30], both[30:], 30, 1, STEP=16, MASKED=False)
 
 
 def test_two_writes_to_one_place_are_refused():

@@ -22,6 +22,7 @@ from triton.runtime import interpreter
 
 import blockops  # noqa: F401
 from blockops import _dispatch, _triton
+from triton_on_cpu import repetitions
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1 before triton is imported"
 
@@ -33,7 +34,7 @@ Handle = interpreter.TensorHandle
 
 
 def is_bfloat16(handle: Handle) -> bool:
-    return handle.dtype.scalar == tl.bfloat16
+    return handle.dtype.scalar.name == "bf16"
 
 
 def widened(handle: Handle) -> np.ndarray:
@@ -93,7 +94,7 @@ def with_bfloat16(name: str) -> None:
 
     def mended(builder, *operands):
         *handles, operation = operands if callable(operands[-1]) else (*operands, None)
-        if not any(is_bfloat16(handle) for handle in handles):
+        if "bf16" not in [handle.dtype.scalar.name for handle in handles]:
             return original(builder, *operands)
         numbers = [widened(handle) for handle in handles]
         if operation is None:  # a fused multiply-add
@@ -157,13 +158,12 @@ class Region:
         self.writers = np.zeros((self.end - self.first) // self.size, np.int32)
         self.furthest = -1  # the last address that was read or written
 
-    def indices(self, at: np.ndarray) -> np.ndarray:
-        """The places in this region, of those at these addresses."""
-        here = at[(at >= self.first) & (at + self.size <= self.end)]
-        return (here - self.first) // self.size
+    def inside(self, at: np.ndarray) -> np.ndarray:
+        """Of each of these addresses, whether there is an element in this region."""
+        return (at >= self.first) & (at + self.size <= self.end)
 
     def write(self, program: int, at: np.ndarray) -> None:
-        places = self.indices(at)
+        places = (at[self.inside(at)] - self.first) // self.size
         before = self.writers[places]
         assert ((before == 0) | (before == program)).all(), "two programs write to one place"
         self.writers[places] = np.arange(1, places.size + 1)
@@ -181,22 +181,24 @@ class Memory:
     def begin(self, tensors: list[torch.Tensor]) -> None:
         self.regions = [Region(tensor) for tensor in tensors if tensor.numel() > 0]
 
-    def check(self, what: str, pointers: Handle, mask: np.ndarray) -> np.ndarray:
-        at, mask = np.broadcast_arrays(pointers.data, mask)
-        at = at[mask.astype(bool)].astype(np.int64)
+    def touch(self, what: str, pointers: Handle, mask: np.ndarray, writer: int = 0) -> None:
+        """A read, or a write by the program of this number, from 1 on: of one tensor only."""
+        at = pointers.data[mask].view(np.int64)
+        if at.size == 0:
+            return
+        first, last = int(at.min()), int(at.max())
         size = pointers.get_element_ty().primitive_bitwidth // 8
-        inside = np.zeros(at.shape, bool)
-        for region in self.regions:
-            here = (at >= region.first) & (at + size <= region.end)
-            region.furthest = max(region.furthest, at.max(initial=-1, where=here))
-            inside |= here
-        assert inside.all(), f"{what} out of bounds, {np.sum(~inside)} elements"
-        return at
-
-    def write(self, program: int, pointers: Handle, mask: np.ndarray) -> None:
-        at = self.check("a write", pointers, mask)
-        for region in self.regions:
-            region.write(program, at)
+        around = [r for r in self.regions if r.first <= first and last + size <= r.end]
+        if not around:
+            counts = [np.sum(~region.inside(at)) for region in self.regions]
+            outside = min(counts, default=at.size)
+            raise AssertionError(f"{what} out of bounds, {outside} elements")
+        for region in around:
+            region.furthest = max(region.furthest, last)
+        if writer:
+            for region in self.regions:
+                if first < region.end and region.first <= last:  # as views may overlap
+                    region.write(writer, at)
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -221,12 +223,12 @@ def mend_memory() -> None:
     program_id, num_programs = Builder.create_get_program_id, Builder.create_get_num_programs
 
     def create_masked_load(builder, pointers, mask, *others):
-        memory.check("a read", pointers, mask.data)
+        memory.touch("a read", pointers, mask.data)
         return load(builder, pointers, mask, *others)
 
     def create_masked_store(builder, pointers, value, mask, *others):
         (x, y, z), (_, down, deep) = builder.grid_idx, builder.grid_dim
-        memory.write(1 + (x * down + y) * deep + z, pointers, mask.data)
+        memory.touch("a write", pointers, mask.data, 1 + (x * down + y) * deep + z)
         return store(builder, pointers, value, mask, *others)
 
     def refuse(builder, *operands):
@@ -234,7 +236,6 @@ def mend_memory() -> None:
 
     def run(executor, *args, **constants):
         launched.append(executor.fn.__name__)
-        prepared.clear()
         memory.begin([arg for arg in args if isinstance(arg, torch.Tensor)])
         with np.errstate(all="ignore"):  # NaN and infinity are wanted in some tests
             if only_ends:
@@ -272,19 +273,6 @@ def mend_memory() -> None:
     interpreter.GridExecutor.__call__ = run
 
 
-prepared: set[int] = set()  # by the running kernel: the modules whose functions it may call
-
-
-def call_in_kernel(function, *args, **constants):
-    """A call of another function in a kernel. For each, Triton would look anew through all of its
-    language for what to replace, which takes most of the time."""
-    names = id(function.fn.__globals__)
-    if names not in prepared:
-        prepared.add(names)
-        interpreter._patch_lang(function.fn)
-    return function.rewrite()(*args, **constants)
-
-
 @contextlib.contextmanager
 def first_and_last_program() -> Iterator[None]:
     """No others of each kernel: for tensors so large that only their ends can be looked at."""
@@ -298,11 +286,12 @@ def first_and_last_program() -> Iterator[None]:
 
 mend_numbers()
 mend_memory()
-interpreter.InterpretedFunction.__call__ = call_in_kernel
+repetitions.spare()
 
-# Memory that nothing was written to yet holds NaN, torch.empty's own too.
+# Memory that nothing was written to yet holds NaN, torch.empty's own too. (To say so by
+# torch.use_deterministic_algorithms would import PyTorch's compiler, which takes a second.)
 torch.utils.deterministic.fill_uninitialized_memory = True
-torch.use_deterministic_algorithms(True)
+torch.set_deterministic_debug_mode("error")
 
 # The product code has kernels for CUDA tensors only: here those of the CPU get the same.
 _triton.register("CPU")
