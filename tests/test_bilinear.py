@@ -81,6 +81,45 @@ def test_bilinear_starts_with_the_values_of_torch_bilinear():
     assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
 
 
+# What the shapes of every backend leave out, each with what it reaches on two threads.
+CPU_SHAPES = [
+    quadratic_case("few_rows_many_pairs", (9,), 97, 33, bias=True),  # two tiles, a short second
+    quadratic_case("most_few_rows", (63,), 49, 40),
+    quadratic_case("least_many_rows", (64,), 49, 40),
+    quadratic_case("many_rows", (4100,), 40, 17),  # several tiles to a task
+    quadratic_case("most_rows", (78700,), 20, 17),  # more rows than are transposed at a time
+    quadratic_case("wide_few_outputs", (20,), 300, 15),  # groups of outputs, in grad_weight
+    quadratic_case("long_few_outputs", (3000,), 34, 2),  # parts of the batch there
+    quadratic_case("seven_outputs", (130,), 21, 7),
+    quadratic_case("most_few_outputs", (130,), 17, 16),
+    bilinear_case("one_of_few_rows", (1,), 70, 50, 40, bias=True),
+    bilinear_case("few_rows_whole_pages", (10,), 64, 80, 33, bias=True),  # rows of 5120 elements
+    bilinear_case("whole_pages", (70,), 32, 64, 33),
+    bilinear_case("many_rows", (4100,), 30, 28, 17, bias=True),
+    bilinear_case("many_features", (300,), 6000, 2, 17, bias=True),  # here that is 256 rows
+    bilinear_case("few_rows_few_features", (33,), 300, 3, 50),
+    bilinear_case("thin_first", (130,), 5, 90, 8),
+    bilinear_case("thin_second", (130,), 90, 5, 8),
+    bilinear_case("wide_few_outputs", (20,), 40, 600, 16),
+    bilinear_case("long_few_outputs", (3000,), 34, 20, 3),
+]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CPU_SHAPES, ids=support.case_id)
+def test_schedules(case, dtype):
+    arguments, grad = support.inputs_of(case, dtype, "cpu")
+    outputs = support.outputs_of(support.public(case), arguments, grad)
+    support.assert_outputs_close(outputs, case, arguments, grad)
+    with support.threads(1):
+        again = support.outputs_of(support.public(case), arguments, grad)
+    support.assert_same_bits(again, outputs)
+    arguments, grad = support.inputs_of(case, dtype, "cpu", integers=True)
+    outputs = support.outputs_of(support.public(case), arguments, grad)
+    support.assert_outputs_exact(outputs, case, arguments, grad)
+
+
 @pytest.mark.parametrize("rows", [2, 40, 300])
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 8, 9, 33])
 def test_bias_reaches_every_schedule(rows, m):

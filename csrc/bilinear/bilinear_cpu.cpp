@@ -1,6 +1,7 @@
 // quadratic and bilinear on the CPU: checks, dtypes and layouts, and the choice of schedule. The
-// passes themselves are in trilinear_direct.h (plain loops), trilinear_narrow.h (few outputs, in
-// registers) and trilinear_cpu.h (tiles and matrix products).
+// passes themselves are in trilinear_direct.h (plain loops), trilinear_narrow.h and
+// trilinear_outer.h (few outputs, in registers), trilinear_cpu.h (tiles and matrix products) and
+// trilinear_few.h (the same for few rows).
 //
 // bfloat16 and float16 are computed in float32, on float32 copies of the arguments.
 #include <ATen/Dispatch.h>
@@ -12,7 +13,9 @@
 #include "bilinear/checks.h"
 #include "bilinear/trilinear_cpu.h"
 #include "bilinear/trilinear_direct.h"
+#include "bilinear/trilinear_few.h"
 #include "bilinear/trilinear_narrow.h"
+#include "bilinear/trilinear_outer.h"
 
 namespace blockops {
 namespace {
@@ -31,7 +34,7 @@ bool is_direct(int64_t B, int64_t n1, int64_t n2, int64_t m) {
 
 template <class T>
 Weight<T> symmetric(const T* W, int64_t n, int64_t m) {
-  return {Pairs{n, n, /*upper=*/true}, m, W, 0, 0};
+  return {Pairs{n, n, /*upper=*/true}, m, W, 0};
 }
 
 template <class T>
@@ -41,6 +44,8 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
     direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
+  } else if (B < kFewRows) {
+    few_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else {
     third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   }
@@ -53,6 +58,8 @@ void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, c
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
+  } else if (B < kFewRows) {
+    few_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   } else {
     pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   }
@@ -62,6 +69,8 @@ template <class T>
 void quadratic_grad_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x, T* grad_W) {
   if (is_direct(B, n, n, m)) {
     direct_matrix_pass<T>({B, n, n, m}, x, x, g, grad_W);
+  } else if (m <= kNarrow) {
+    outer_pass<T>(Pairs{n, n, /*upper=*/true}, m, B, x, x, g, {grad_W, n * m, m, 1});
   } else {
     symmetric_matrix_pass<T>(n, m, B, x, g, grad_W);
   }
@@ -71,7 +80,7 @@ void quadratic_grad_weight(int64_t B, int64_t n, int64_t m, const T* g, const T*
 
 template <class T>
 Weight<T> plain(const T* W, int64_t n1, int64_t n2, int64_t m) {
-  return {Pairs{n1, n2, /*upper=*/false}, m, W, 1, n1 * n2};
+  return {Pairs{n1, n2, /*upper=*/false}, m, W, n1 * n2};
 }
 
 template <class T>
@@ -81,6 +90,8 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
     direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
+  } else if (B < kFewRows) {
+    few_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   } else {
     third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   }
@@ -94,6 +105,8 @@ void bilinear_grad_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
     direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
+  } else if (B < kFewRows) {
+    few_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   } else {
     pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   }
@@ -104,10 +117,12 @@ void bilinear_grad_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
                           const T* x2, T* grad_W) {
   if (is_direct(B, n1, n2, m)) {
     direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
-  } else if (m < kThin) {  // pairs (k, i), third slot j: no product has a side of m
-    matrix_pass<T>(Pairs{m, n1, /*upper=*/false}, n2, B, g, x1, x2, grad_W, n2, 1);
+  } else if (m <= kNarrow && n2 < kPadding && n2 < n1) {
+    outer_pass<T>(Pairs{n2, n1, /*upper=*/false}, m, B, x2, x1, g, {grad_W, 1, n2, n1 * n2});
+  } else if (m <= kNarrow) {
+    outer_pass<T>(Pairs{n1, n2, /*upper=*/false}, m, B, x1, x2, g, {grad_W, n2, 1, n1 * n2});
   } else {
-    matrix_pass<T>(Pairs{n1, n2, /*upper=*/false}, m, B, x1, x2, g, grad_W, 1, n1 * n2);
+    matrix_pass<T>(Pairs{n1, n2, /*upper=*/false}, m, B, x1, x2, g, grad_W);
   }
 }
 

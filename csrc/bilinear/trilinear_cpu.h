@@ -22,7 +22,6 @@ namespace blockops::cpu {
 
 constexpr int64_t kLanes = 256;            // batch rows of a tile, at most
 constexpr int64_t kTilePairs = 384;        // pairs of a tile of kLanes: 384 KiB of float32
-constexpr int64_t kThin = 16;              // a side of a product that is slow for being so short
 constexpr int64_t kTasks = 32;             // parts to cut a pass into, where it is large enough
 constexpr int64_t kTaskWork = 1 << 19;     // multiply-adds below which a part is not cut
 constexpr int64_t kBufferBytes = 6 << 20;  // bound on transposed operands, and on partial sums
@@ -79,7 +78,7 @@ void for_each_task(const Cut& cut, int64_t scratch_size, const Body& body) {
 
 // The distance of transposed rows of the batch: off the powers of two, at which the rows would
 // crowd each other out of the cache.
-inline int64_t padded(int64_t rows) { return round_up(rows, 16) + 16; }
+inline int64_t padded(int64_t rows) { return round_up(rows, 32) + 16; }
 
 // The operands a and b of some rows of the batch, transposed; one copy where the pairs are
 // symmetric, so that a is b.
@@ -151,38 +150,53 @@ Buffer<T> weight_rows(const Weight<T>& weight) {
     T* const out = rows.get() + begin * n3;
     if (weight.pairs.upper) {
       pack_symmetric(weight, begin, end, out);
-    } else {  // of the plain ones only pairs (i, j) of bilinear's weight are asked for
+    } else {
       transpose(weight.data + begin, weight.third_stride, n3, end - begin, out, n3);
     }
   });
   return rows;
 }
 
-// Tiles of M for the products: views of a plain weight. Symmetric pairs are packed: once for all
-// where several groups of lanes will ask for them, else tile by tile into the caller's scratch.
+// Tiles of M for the products. Symmetric pairs are packed: once for all where several groups of
+// lanes will ask for them, else tile by tile into the caller's scratch. A plain weight is viewed as
+// it lies; but where its rows are whole pages apart, a product that sums over them
+// (sums_over_third) gets copies: they would crowd each other out of the cache.
 template <class T>
 class Tiles {
  public:
-  Tiles(const Weight<T>& weight, int64_t batch) : weight_(weight), packed_(0) {
-    if (weight.pairs.upper && batch > kLanes) packed_ = weight_rows(weight);
+  Tiles(const Weight<T>& weight, int64_t batch, bool sums_over_third)
+      : weight_(weight), packed_(0), crowded_(false) {
+    if (!weight.pairs.upper) {
+      crowded_ = sums_over_third && weight.third_stride * sizeof(T) % 4096 == 0;
+    } else if (batch > kLanes) {
+      packed_ = weight_rows(weight);
+    }
   }
   int64_t scratch_size(int64_t pairs) const {
+    if (crowded_) return weight_.n3 * padded(pairs);
     return weight_.pairs.upper && !packed_.get() ? pairs * weight_.n3 : 0;
   }
   Matrix<const T> tile(int64_t begin, int64_t end, T* scratch) const {
-    const int64_t n3 = weight_.n3;
-    if (!weight_.pairs.upper) {
-      return {weight_.data + begin * weight_.pair_stride, end - begin, n3, weight_.pair_stride,
-              weight_.third_stride};
+    const int64_t n3 = weight_.n3, size = end - begin;
+    if (crowded_) {
+      for (int64_t t = 0; t < n3; ++t) {
+        const T* const row = weight_.data + t * weight_.third_stride;
+        std::copy(row + begin, row + end, scratch + t * padded(size));
+      }
+      return {scratch, size, n3, 1, padded(size)};
     }
-    if (packed_.get()) return {packed_.get() + begin * n3, end - begin, n3, n3, 1};
+    if (!weight_.pairs.upper) {
+      return {weight_.data + begin, size, n3, 1, weight_.third_stride};
+    }
+    if (packed_.get()) return {packed_.get() + begin * n3, size, n3, n3, 1};
     pack_symmetric(weight_, begin, end, scratch);
-    return {scratch, end - begin, n3, n3, 1};
+    return {scratch, size, n3, n3, 1};
   }
 
  private:
   Weight<T> weight_;
   Buffer<T> packed_;
+  bool crowded_;
 };
 
 // Rows of the batch that a pass takes at a time, so that its transposed operands and results,
@@ -205,7 +219,7 @@ void third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, 
                 T* c) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch);
+  const Tiles<T> tiles(weight, batch, /*sums_over_third=*/false);
   const int64_t step = batch_step<T>(batch, pairs.n1 + pairs.n2 + n3);
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);
@@ -237,7 +251,7 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
                T* grad_a, T* grad_b) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch);
+  const Tiles<T> tiles(weight, batch, /*sums_over_third=*/true);
   const int64_t step = batch_step<T>(batch, 2 * (pairs.n1 + pairs.n2));
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);
@@ -274,12 +288,11 @@ struct MatrixCut {
 };
 
 template <class T>
-MatrixCut matrix_cut(const Pairs& pairs, int64_t n3, int64_t batch, bool triangle) {
+MatrixCut matrix_cut(const Pairs& pairs, int64_t n3, int64_t batch) {
   MatrixCut cut;
   const int64_t size = pairs.size();
   cut.step = batch_step<T>(batch, pairs.n1 + pairs.n2);
   cut.tile = tile_pairs(size, std::min(cut.step, kLanes), n3);
-  if (triangle) cut.tile = std::min(cut.tile, kTilePairs / 2);  // closer to the diagonal
   cut.tiles = ceil_div(size, cut.tile);
   const int64_t groups = ceil_div(cut.step, kLanes);
   const int64_t tasks = std::clamp<int64_t>(batch * size * n3 / kTaskWork, 1, kTasks);
@@ -289,24 +302,21 @@ MatrixCut matrix_cut(const Pairs& pairs, int64_t n3, int64_t batch, bool triangl
   return cut;
 }
 
-// M[uv, t] = sum_b a_bu b_bv c_bt, to grad at pair_stride and third_stride, which together fill a
-// contiguous tensor. With `triangle` (pairs (i, k), a is c) only t >= u is filled, and some more.
+// M[uv, t] = sum_b a_bu b_bv c_bt, to grad (n3, n1 n2).
 template <class T>
 void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, const T* b, const T* c,
-                 T* grad, int64_t pair_stride, int64_t third_stride, bool triangle = false) {
+                 T* grad) {
   const int64_t size = pairs.size();
-  const auto cut = matrix_cut<T>(pairs, n3, batch, triangle);
+  const auto cut = matrix_cut<T>(pairs, n3, batch);
   const Buffer<T> partial(cut.parts > 1 ? cut.parts * size * n3 : 0);
   T* const sums = cut.parts > 1 ? partial.get() : grad;
   for (int64_t row = 0; row < batch; row += cut.step) {
     const int64_t rows = std::min(cut.step, batch - row);
     const Operands<T> operands(a, b, pairs, row, rows);
     for_each_part(cut.tiles * cut.parts, [&](int64_t index) {
-      const int64_t part = index / cut.tiles, nth = index % cut.tiles;
-      // From both ends in turn: the tiles of a triangle shrink, and threads take neighbours.
-      const int64_t p = (nth % 2 ? cut.tiles - 1 - nth / 2 : nth / 2) * cut.tile;
-      const int64_t p_end = std::min(size, p + cut.tile), t = triangle ? p / pairs.n2 : 0;
-      T* const out = sums + part * size * n3 + p * pair_stride + t * third_stride;
+      const int64_t part = index / cut.tiles, p = index % cut.tiles * cut.tile;
+      const int64_t p_end = std::min(size, p + cut.tile);
+      T* const out = sums + part * size * n3 + p;
       const Buffer<T> products(cut.tile * std::min(kLanes, rows));
       const int64_t begin = part * cut.part_rows, end = std::min(rows, begin + cut.part_rows);
       for (int64_t lane = begin; lane < end; lane += kLanes) {
@@ -314,8 +324,8 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
         khatri_rao<T>(pairs, p, p_end, operands.a(lane), operands.b(lane), lanes,
                       {products.get(), lanes});
         multiply<T>({products.get(), p_end - p, lanes, lanes, 1},
-                    {c + (row + lane) * n3 + t, lanes, n3 - t, n3, 1},
-                    {out, p_end - p, n3 - t, pair_stride, third_stride}, row > 0 || lane > begin);
+                    {c + (row + lane) * n3, lanes, n3, n3, 1}, {out, p_end - p, n3, 1, size},
+                    row > 0 || lane > begin);
       }
     });
   }
@@ -331,13 +341,6 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
 // matrix_pass for symmetric pairs, to both halves of grad (n, n, n3).
 template <class T>
 void symmetric_matrix_pass(int64_t n, int64_t n3, int64_t batch, const T* a, const T* c, T* grad) {
-  if (n3 < kThin) {  // M[(i, k), j] = sum_b a_bi c_bk a_bj for j >= i lies at grad[j, i, k]
-    matrix_pass<T>(Pairs{n, n3, /*upper=*/false}, n, batch, a, c, a, grad, 1, n * n3, true);
-    for_each_part(ceil_div(n, 16), [&](int64_t part) {
-      for (int64_t i = part * 16; i < std::min(n, part * 16 + 16); ++i) mirror(i, n, n3, grad);
-    });
-    return;
-  }
   const Pairs pairs{n, n, /*upper=*/true};
   const int64_t size = pairs.size(), step = batch_step<T>(batch, n);
   const int64_t tile = tile_pairs(size, std::min(step, kLanes), n3);

@@ -1,7 +1,6 @@
 // The third and the pair pass of trilinear_cpu.h for a third slot of few features (n3 <= kNarrow),
 // where a matrix product would be too thin: M[uv, :] c is summed in registers, for a block of batch
-// rows at a time. The blocks are made for the 32 registers of 64 bytes of AVX-512; elsewhere the
-// same code is right, but some of its sums live in the L1 cache.
+// rows at a time.
 #pragma once
 #include "bilinear/trilinear_cpu.h"
 
@@ -12,20 +11,20 @@ constexpr int64_t kNarrow = 16;
 // none of them through memory, which is what the pairs u <= v cost then.
 constexpr int64_t kSquare = 3;
 
-// A block of `lanes` batch rows in `vectors` registers; M * vectors accumulators fit.
-template <class T, int M>
+// A block of `lanes` batch rows in `vectors` registers; M * vectors sums fit.
+template <class T, class Registers, int M>
 struct Block {
-  typedef T Vector __attribute__((vector_size(64)));
-  static constexpr int vectors = M <= 4 ? 4 : M <= 12 ? 2 : 1;
+  typedef T Vector __attribute__((vector_size(Registers::bytes)));
+  static constexpr int vectors = M * 4 <= Registers::sums ? 4 : M * 2 <= Registers::sums ? 2 : 1;
   static constexpr int64_t lanes = vectors * static_cast<int64_t>(sizeof(Vector) / sizeof(T));
 };
 
 // c_t = sum_uv M[uv, t] a_u b_v for one block; a, b and c are (features, lanes), M has rows of n3.
-template <class T, int M>
+template <class T, class Registers, int M>
 BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight, const T* a_rows,
                                              const T* b_rows, T* c_rows) {
-  using Vector = typename Block<T, M>::Vector;
-  constexpr int vectors = Block<T, M>::vectors;
+  using Vector = typename Block<T, Registers, M>::Vector;
+  constexpr int vectors = Block<T, Registers, M>::vectors;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const b = reinterpret_cast<const Vector*>(b_rows);
   Vector c[M][vectors] = {};
@@ -52,12 +51,12 @@ BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight
 
 // With A_uv = sum_t M[uv, t] c_t: grad_a_u += sum_v A_uv b_v and grad_b_v += sum_u A_uv a_u for one
 // block. grad_a may be grad_b.
-template <class T, int M>
+template <class T, class Registers, int M>
 BLOCKOPS_SIMD_CLONES void narrow_pair_block(const Pairs& pairs, const T* weight, const T* a_rows,
                                             const T* b_rows, const T* c_rows, T* grad_a_rows,
                                             T* grad_b_rows) {
-  using Vector = typename Block<T, M>::Vector;
-  constexpr int vectors = Block<T, M>::vectors;
+  using Vector = typename Block<T, Registers, M>::Vector;
+  constexpr int vectors = Block<T, Registers, M>::vectors;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const b = reinterpret_cast<const Vector*>(b_rows);
   auto* const grad_a = reinterpret_cast<Vector*>(grad_a_rows);
@@ -80,26 +79,41 @@ BLOCKOPS_SIMD_CLONES void narrow_pair_block(const Pairs& pairs, const T* weight,
   }
 }
 
-// grad_a_u = sum_t c_t sum_v M[uv, t] a_v for one block; M is (n, n, n3), symmetric in u and v.
-template <class T, int M>
+// grad_a_u = sum_t c_t sum_v M[uv, t] a_v for `rows` features u of one block, of which weight,
+// (rows, n, M), and grad_a are the first.
+template <class T, class Registers, int M, int rows, class Vector>
+[[gnu::always_inline]] inline void narrow_square_rows(int64_t n, const T* weight, const Vector* a,
+                                                      const Vector* c, Vector* grad_a) {
+  constexpr int vectors = Block<T, Registers, M>::vectors;
+  Vector sum[rows][M][vectors] = {};
+  for (int64_t v = 0; v < n; ++v)
+    for (int u = 0; u < rows; ++u)
+      for (int t = 0; t < M; ++t)
+        for (int i = 0; i < vectors; ++i)
+          sum[u][t][i] += weight[(u * n + v) * M + t] * a[v * vectors + i];
+  for (int u = 0; u < rows; ++u)
+    for (int i = 0; i < vectors; ++i) {
+      Vector total = {};
+      for (int t = 0; t < M; ++t) total += sum[u][t][i] * c[t * vectors + i];
+      grad_a[u * vectors + i] = total;
+    }
+}
+
+// The same for one block; M is (n, n, n3), symmetric in u and v.
+template <class T, class Registers, int M>
 BLOCKOPS_SIMD_CLONES void narrow_square_block(int64_t n, const T* weight, const T* a_rows,
                                               const T* c_rows, T* grad_rows) {
-  using Vector = typename Block<T, M>::Vector;
-  constexpr int vectors = Block<T, M>::vectors;
+  using Vector = typename Block<T, Registers, M>::Vector;
+  constexpr int vectors = Block<T, Registers, M>::vectors;
+  constexpr int rows = std::max(1, Registers::sums / (M * vectors));
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const c = reinterpret_cast<const Vector*>(c_rows);
   auto* const grad = reinterpret_cast<Vector*>(grad_rows);
-  for (int64_t u = 0; u < n; ++u) {
-    Vector sum[M][vectors] = {};
-    for (int64_t v = 0; v < n; ++v, weight += M)
-      for (int t = 0; t < M; ++t)
-        for (int i = 0; i < vectors; ++i) sum[t][i] += weight[t] * a[v * vectors + i];
-    for (int i = 0; i < vectors; ++i) {
-      Vector total = {};
-      for (int t = 0; t < M; ++t) total += sum[t][i] * c[t * vectors + i];
-      grad[u * vectors + i] = total;
-    }
-  }
+  int64_t u = 0;
+  for (; u + rows <= n; u += rows)
+    narrow_square_rows<T, Registers, M, rows>(n, weight + u * n * M, a, c, grad + u * vectors);
+  for (; u < n; ++u)
+    narrow_square_rows<T, Registers, M, 1>(n, weight + u * n * M, a, c, grad + u * vectors);
 }
 
 // Rows [begin, begin + lanes) of in (batch, features), transposed to (features, lanes); rows past
@@ -135,25 +149,25 @@ void for_each_block(int64_t batch, int64_t lanes, int64_t scratch_size, const Bo
   });
 }
 
-template <class T, int M>
+template <class T, class Registers, int M>
 void narrow_third(const Pairs& pairs, const T* weight, int64_t batch, const T* a, const T* b,
                   const T* bias, T* c) {
-  constexpr int64_t lanes = Block<T, M>::lanes;
+  constexpr int64_t lanes = Block<T, Registers, M>::lanes;
   const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
   for_each_block<T>(batch, lanes, size_a + size_b + M * lanes, [&](int64_t row, T* block_a) {
     T* const block_b = pairs.upper ? block_a : block_a + size_a;
     T* const block_c = block_a + size_a + size_b;
     load_block(a, pairs.n1, row, batch, lanes, block_a);
     if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
-    narrow_third_block<T, M>(pairs, weight, block_a, block_b, block_c);
+    narrow_third_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c);
     store_block(block_c, bias, M, row, batch, lanes, c);
   });
 }
 
-template <class T, int M>
+template <class T, class Registers, int M>
 void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a, const T* b,
                  const T* c, T* grad_a, T* grad_b) {
-  constexpr int64_t lanes = Block<T, M>::lanes;
+  constexpr int64_t lanes = Block<T, Registers, M>::lanes;
   const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
   const int64_t size = size_a + size_b;
   for_each_block<T>(batch, lanes, 2 * size + M * lanes, [&](int64_t row, T* block_a) {
@@ -165,21 +179,21 @@ void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a,
     if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
     load_block(c, M, row, batch, lanes, block_c);
     std::fill(to_a, to_a + size, T(0));
-    narrow_pair_block<T, M>(pairs, weight, block_a, block_b, block_c, to_a, to_b);
+    narrow_pair_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c, to_a, to_b);
     store_block<T>(to_a, nullptr, pairs.n1, row, batch, lanes, grad_a);
     if (!pairs.upper) store_block<T>(to_b, nullptr, pairs.n2, row, batch, lanes, grad_b);
   });
 }
 
-template <class T, int M>
+template <class T, class Registers, int M>
 void narrow_square(int64_t n, const T* weight, int64_t batch, const T* a, const T* c, T* grad) {
-  constexpr int64_t lanes = Block<T, M>::lanes;
+  constexpr int64_t lanes = Block<T, Registers, M>::lanes;
   for_each_block<T>(batch, lanes, (2 * n + M) * lanes, [&](int64_t row, T* block_a) {
     T* const block_grad = block_a + n * lanes;
     T* const block_c = block_grad + n * lanes;
     load_block(a, n, row, batch, lanes, block_a);
     load_block(c, M, row, batch, lanes, block_c);
-    narrow_square_block<T, M>(n, weight, block_a, block_c, block_grad);
+    narrow_square_block<T, Registers, M>(n, weight, block_a, block_c, block_grad);
     store_block<T>(block_grad, nullptr, n, row, batch, lanes, grad);
   });
 }
@@ -198,13 +212,13 @@ Buffer<T> symmetric_square(const Weight<T>& weight) {
   return square;
 }
 
-// Calls body with n3, of 1 to `most`, as a constant of its type: the sums must be registers.
+// Calls body with the registers and with n3, of 1 to `most`, as a constant of its type.
 template <int most = kNarrow, class Body>
-void with_constant(int64_t n3, const Body& body) {
+void with_constants(int64_t n3, const Body& body) {
   if constexpr (most > 1) {
-    if (n3 < most) return with_constant<most - 1>(n3, body);
+    if (n3 < most) return with_constants<most - 1>(n3, body);
   }
-  body(std::integral_constant<int, most>());
+  with_registers([&](auto registers) { body(registers, std::integral_constant<int, most>()); });
 }
 
 // third_pass for n3 <= kNarrow.
@@ -212,8 +226,8 @@ template <class T>
 void narrow_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b,
                        const T* bias, T* c) {
   const Buffer<T> rows = weight_rows(weight);
-  with_constant(weight.n3, [&](auto n3) {
-    narrow_third<T, n3>(weight.pairs, rows.get(), batch, a, b, bias, c);
+  with_constants(weight.n3, [&](auto registers, auto n3) {
+    narrow_third<T, decltype(registers), n3>(weight.pairs, rows.get(), batch, a, b, bias, c);
   });
 }
 
@@ -223,14 +237,15 @@ void narrow_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const 
                       T* grad_a, T* grad_b) {
   if (weight.pairs.upper && weight.n3 <= kSquare) {
     const Buffer<T> square = symmetric_square(weight);
-    with_constant<kSquare>(weight.n3, [&](auto n3) {
-      narrow_square<T, n3>(weight.pairs.n1, square.get(), batch, a, c, grad_a);
+    with_constants<kSquare>(weight.n3, [&](auto registers, auto n3) {
+      narrow_square<T, decltype(registers), n3>(weight.pairs.n1, square.get(), batch, a, c, grad_a);
     });
     return;
   }
   const Buffer<T> rows = weight_rows(weight);
-  with_constant(weight.n3, [&](auto n3) {
-    narrow_pair<T, n3>(weight.pairs, rows.get(), batch, a, b, c, grad_a, grad_b);
+  with_constants(weight.n3, [&](auto registers, auto n3) {
+    narrow_pair<T, decltype(registers), n3>(weight.pairs, rows.get(), batch, a, b, c, grad_a,
+                                            grad_b);
   });
 }
 

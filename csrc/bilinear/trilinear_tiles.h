@@ -84,15 +84,15 @@ BLOCKOPS_SIMD_CLONES void contract(const Pairs& pairs, int64_t begin, int64_t en
   }
 }
 
-// The matrix M of a form. Plain: M[p, t] = data[p * pair_stride + t * third_stride]. Symmetric (the
-// pairs are `upper`): data is quadratic's weight (n, n, m) and M[(i, j), k] = W_ijk + W_jik, or
-// W_iik: T needs only the sum.
+// The matrix M of a form. Plain: M[p, t] = data[p + t * third_stride]. Symmetric (the pairs are
+// `upper`): data is quadratic's weight (n, n, m) and M[(i, j), k] = W_ijk + W_jik, or W_iik: T
+// needs only the sum.
 template <class T>
 struct Weight {
   Pairs pairs;
   int64_t n3;
   const T* data;
-  int64_t pair_stride, third_stride;
+  int64_t third_stride;
 };
 
 // Rows [begin, end) of M as contiguous rows of n3, M symmetric.
@@ -126,13 +126,6 @@ BLOCKOPS_SIMD_CLONES void unpack_symmetric(const Pairs& pairs, int64_t m, const 
     for (int64_t s = 0; s < run.count; ++s, row += m, upper += m, lower += n * m)
       for (int64_t k = 0; k < m; ++k) upper[k] = lower[k] = row[k];
   }
-}
-
-// The same from the half that holds (j, i), j >= i, of grad itself, for the rows of one i.
-template <class T>
-BLOCKOPS_SIMD_CLONES void mirror(int64_t i, int64_t n, int64_t m, T* grad) {
-  for (int64_t j = i + 1; j < n; ++j)
-    for (int64_t k = 0; k < m; ++k) grad[(i * n + j) * m + k] = grad[(j * n + i) * m + k];
 }
 
 // sums[i] += the further parts, part_stride apart, in order.

@@ -125,8 +125,11 @@ Tensor linear_relu_cpu(const Tensor& x, const Tensor& weight, const OptionalTens
   const Tensor y = result(sizes, dtype);
   if (direct) {
     AT_DISPATCH_FLOATING_TYPES(dtype, "linear_relu", [&] {
-      direct_forward(B, n, m, pointer<scalar_t>(x_in), pointer<scalar_t>(weight_in),
-                     pointer<scalar_t>(bias_in), y.mutable_data_ptr<scalar_t>());
+      with_registers([&](auto registers) {
+        direct_forward<scalar_t, decltype(registers)>(
+            B, n, m, pointer<scalar_t>(x_in), pointer<scalar_t>(weight_in),
+            pointer<scalar_t>(bias_in), y.mutable_data_ptr<scalar_t>());
+      });
     });
   } else {
     product_forward(x_in, weight_in, bias_in, y);
@@ -159,9 +162,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_backward_cpu(const Tensor& grad,
       const auto out = [](bool is_wanted, const Tensor& tensor) {
         return is_wanted ? tensor.mutable_data_ptr<scalar_t>() : nullptr;
       };
-      direct_backward(B, n, m, pointer<scalar_t>(grad_in), pointer<scalar_t>(x_in),
-                      pointer<scalar_t>(weight_in), pointer<scalar_t>(y_in), out(wanted[0], grad_x),
-                      out(wanted[1], grad_weight), out(wanted[2], grad_bias));
+      with_registers([&](auto registers) {
+        direct_backward<scalar_t, decltype(registers)>(
+            B, n, m, pointer<scalar_t>(grad_in), pointer<scalar_t>(x_in),
+            pointer<scalar_t>(weight_in), pointer<scalar_t>(y_in), out(wanted[0], grad_x),
+            out(wanted[1], grad_weight), out(wanted[2], grad_bias));
+      });
     });
   } else {
     product_backward(grad_in, x_in, weight_in, y_in, wanted, grad_x, grad_weight, grad_bias);

@@ -1,6 +1,6 @@
 // linear_relu of little work in plain loops: there the overhead of ATen's products is most of the
-// cost. Vectors of 16 elements run along the outputs k in the forward pass and along the features i
-// in the backward pass.
+// cost. Vectors run along the outputs k in the forward pass and along the features i in the
+// backward pass.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -11,61 +11,61 @@
 
 namespace blockops::cpu {
 
-constexpr int64_t kWidth = 16;
 constexpr int64_t kDepth = 64;       // terms of a sum that are added in one go
 constexpr int64_t kDirectRows = 64;  // the most that there may be
 
-template <class T>
-struct Wide {
-  typedef T Vector __attribute__((vector_size(kWidth * sizeof(T))));
+template <class T, class Registers>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(Registers::bytes)));
+  static constexpr int64_t width = Registers::bytes / sizeof(T);
 };
-template <class T>
-using Vector = typename Wide<T>::Vector;
 
 // Up to `available` elements, the others 0.
-template <class T>
-[[gnu::always_inline]] inline void load(Vector<T>& vector, const T* from, int64_t available) {
-  if (available >= kWidth) {
+template <class T, class Vector>
+[[gnu::always_inline]] inline void load(Vector& vector, const T* from, int64_t available) {
+  if (available >= static_cast<int64_t>(sizeof(vector) / sizeof(T))) {
     std::memcpy(&vector, from, sizeof(vector));
   } else {
-    vector = Vector<T>{};
+    vector = Vector{};
     std::memcpy(&vector, from, available * sizeof(T));
   }
 }
 
-template <class T>
-[[gnu::always_inline]] inline void store(const Vector<T>& vector, T* to, int64_t available) {
-  if (available >= kWidth) {
+template <class T, class Vector>
+[[gnu::always_inline]] inline void store(const Vector& vector, T* to, int64_t available) {
+  if (available >= static_cast<int64_t>(sizeof(vector) / sizeof(T))) {
     std::memcpy(to, &vector, sizeof(vector));
   } else {
     std::memcpy(to, &vector, available * sizeof(T));
   }
 }
 
-template <class T>
-[[gnu::always_inline]] inline void add_to(T* to, const Vector<T>& vector, int64_t available) {
-  Vector<T> sum;
+template <class T, class Vector>
+[[gnu::always_inline]] inline void add_to(T* to, const Vector& vector, int64_t available) {
+  Vector sum;
   load(sum, to, available);
   sum += vector;
   store(sum, to, available);
 }
 
 // y (B, m) = relu(x (B, n) W (m, n)^T + bias). NaN stays.
-template <class T>
+template <class T, class Registers>
 BLOCKOPS_SIMD_CLONES void direct_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W,
                                          const T* bias, T* y) {
-  Vector<T> block[kDepth];  // of W^T
-  for (int64_t begin_k = 0; begin_k < m; begin_k += kWidth) {
-    const int64_t cols = std::min(kWidth, m - begin_k);
-    Vector<T> start = {};
+  using Vector = typename Lanes<T, Registers>::Vector;
+  constexpr int64_t width = Lanes<T, Registers>::width;
+  Vector block[kDepth];  // of W^T
+  for (int64_t begin_k = 0; begin_k < m; begin_k += width) {
+    const int64_t cols = std::min(width, m - begin_k);
+    Vector start = {};
     if (bias) load(start, bias + begin_k, cols);
     for (int64_t b = 0; b < B; ++b) store(start, y + b * m + begin_k, cols);
     for (int64_t begin_i = 0; begin_i < n; begin_i += kDepth) {
       const int64_t depth = std::min(kDepth, n - begin_i);
-      transpose(W + begin_k * n + begin_i, n, cols, depth, reinterpret_cast<T*>(block), kWidth);
+      transpose(W + begin_k * n + begin_i, n, cols, depth, reinterpret_cast<T*>(block), width);
       for (int64_t b = 0; b < B; ++b) {
         const T* const row = x + b * n + begin_i;
-        Vector<T> even = {}, odd = {};
+        Vector even = {}, odd = {};
         for (int64_t i = 0; i + 1 < depth; i += 2) {
           even += row[i] * block[i];
           odd += row[i + 1] * block[i + 1];
@@ -95,35 +95,37 @@ template <class T>
 // The gradients that are not null, all of them sums over grad_z. Where n is no multiple of the
 // width, vectors reach over the end of a row and into the next: what they read there lands in lanes
 // that nobody reads, and what they write there is written again, right, as that row comes later.
-template <class T>
+template <class T, class Registers>
 BLOCKOPS_SIMD_CLONES void direct_backward(int64_t B, int64_t n, int64_t m, const T* grad,
                                           const T* x, const T* W, const T* y, T* grad_x, T* grad_W,
                                           T* grad_bias) {
+  using Vector = typename Lanes<T, Registers>::Vector;
+  constexpr int64_t width = Lanes<T, Registers>::width;
   T masked[kDirectRows][kDepth], sums[kDepth];
-  Vector<T> rows[kDirectRows];
+  Vector rows[kDirectRows];
   if (grad_x) std::fill_n(grad_x, B * n, T(0));
   for (int64_t begin_k = 0; begin_k < m; begin_k += kDepth) {
     const int64_t depth = std::min(kDepth, m - begin_k);
     mask_block(B, m, depth, grad + begin_k, y + begin_k, masked, sums);
     if (grad_bias) std::copy_n(sums, depth, grad_bias + begin_k);
-    for (int64_t i = (n - 1) / kWidth * kWidth; grad_W && n > 0 && i >= 0; i -= kWidth) {
+    for (int64_t i = (n - 1) / width * width; grad_W && n > 0 && i >= 0; i -= width) {
       for (int64_t b = 0; b < B; ++b) load(rows[b], x + b * n + i, (B - b) * n - i);
       for (int64_t k = 0; k < depth; ++k) {
-        Vector<T> sum = {};
+        Vector sum = {};
         for (int64_t b = 0; b < B; ++b) sum += masked[b][k] * rows[b];
         const int64_t at = (begin_k + k) * n + i;
         store(sum, grad_W + at, m * n - at);
       }
     }
-    for (int64_t i = 0; grad_x && i < n; i += kWidth) {
+    for (int64_t i = 0; grad_x && i < n; i += width) {
       for (int64_t b = 0; b < B; ++b) {
-        Vector<T> even = {}, odd = {}, row;
+        Vector even = {}, odd = {}, row;
         for (int64_t k = 0; k < depth; ++k) {
           const int64_t at = (begin_k + k) * n + i;
           load(row, W + at, m * n - at);
           (k % 2 ? odd : even) += masked[b][k] * row;
         }
-        add_to(grad_x + b * n + i, even + odd, std::min(kWidth, n - i));
+        add_to(grad_x + b * n + i, even + odd, std::min(width, n - i));
       }
     }
   }
