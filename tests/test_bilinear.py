@@ -84,8 +84,8 @@ def test_bilinear_starts_with_the_values_of_torch_bilinear():
 # What the shapes of every backend leave out, each with what it reaches on two threads.
 CPU_SHAPES = [
     quadratic_case("few_rows_many_pairs", (9,), 97, 33, bias=True),  # two tiles, a short second
-    quadratic_case("most_few_rows", (63,), 49, 40),
-    quadratic_case("least_many_rows", (64,), 49, 40),
+    quadratic_case("most_few_rows", (64,), 49, 40),
+    quadratic_case("least_many_rows", (65,), 49, 40),
     quadratic_case("many_rows", (4100,), 40, 17),  # several tiles to a task
     quadratic_case("most_rows", (78700,), 20, 17),  # more rows than are transposed at a time
     quadratic_case("wide_few_outputs", (20,), 300, 15),  # groups of outputs, in grad_weight

@@ -44,7 +44,7 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
     direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
-  } else if (B < kFewRows) {
+  } else if (B <= kFewRows) {
     few_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else {
     third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
@@ -58,7 +58,7 @@ void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, c
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
-  } else if (B < kFewRows) {
+  } else if (B <= kFewRows) {
     few_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   } else {
     pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
@@ -90,7 +90,7 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
     direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
-  } else if (B < kFewRows) {
+  } else if (B <= kFewRows) {
     few_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   } else {
     third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
@@ -105,7 +105,7 @@ void bilinear_grad_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
     direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
-  } else if (B < kFewRows) {
+  } else if (B <= kFewRows) {
     few_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   } else {
     pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);

@@ -73,7 +73,7 @@ void store_parts(T* sums, int64_t parts, int64_t batch, int64_t features, const 
   std::copy(sums, sums + size, out);
 }
 
-// third_pass for batch < kFewRows.
+// third_pass for batch <= kFewRows.
 template <class T>
 void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* bias,
                     T* c) {
@@ -96,7 +96,7 @@ void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T*
   store_parts(sums.get(), cut.chunks, batch, n3, bias, c);
 }
 
-// pair_pass for batch < kFewRows.
+// pair_pass for batch <= kFewRows.
 template <class T>
 void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
                    T* grad_a, T* grad_b) {
