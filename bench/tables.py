@@ -9,10 +9,9 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from . import models, ranking, report
-from .contests import CONTESTS, size
+from .aims import LARGE
 from .providers import OURS, PASSES
 from .ranking import Row, geometric_mean, mean_ratio
 
@@ -20,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results/cpu-2core"
 FILES = (ROOT / "README.md", ROOT / "docs/performance.md")
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
-LARGE = 64e6  # bytes of input
 Rows = dict[tuple[str, str, str], Row]  # by op, case and pass
 
 # What of each op README.md shows, and under which name.
@@ -48,25 +46,9 @@ WHOLE = [
 ]
 
 
-def upgraded(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it is written now, of one from before quartiles, sizes and bytes were kept."""
-    for result in record["results"]:
-        if "size" not in result:
-            result["size"] = size(CONTESTS[result["op"]].case(result["case"]))
-            result["input_bytes"] = 0
-        for measured in result["passes"].values():
-            if "seconds" in measured:
-                measured["least_bytes"] = math.nan
-                measured["times"] = {
-                    label: {"rounds": rounds, "quartiles": [min(rounds), max(rounds)]}
-                    for label, rounds in measured.pop("seconds").items()
-                }
-    return record
-
-
 def newest(folder: Path = RESULTS) -> Rows:
     """The rows of all ops, each op's from the newest run that has it."""
-    records = [upgraded(json.loads(path.read_text())) for path in folder.glob("*/*.json")]
+    records = [json.loads(path.read_text()) for path in folder.glob("*/*.json")]
     runs: dict[str, list[Row]] = {}
     for record in sorted(records, key=lambda record: record["date"]):
         rows = ranking.rows_of(record)

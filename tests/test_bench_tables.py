@@ -6,7 +6,7 @@ import pytest
 from bench_support import eager, record, result
 
 import bench.__main__ as command
-from bench import ranking, tables
+from bench import tables
 
 
 def test_tables_of_the_docs_are_those_of_the_committed_results():
@@ -48,19 +48,6 @@ def test_of_each_op_the_newest_run_counts(tmp_path):
     rows = tables.newest(tmp_path)
     assert set(rows) == {("center", "small", "train"), ("quadratic", "small", "train")}
     assert rows["center", "small", "train"].ratios["eager"] == 3
-
-
-def test_a_record_of_before_the_quartiles_gives_the_same_rows():
-    new = result("quadratic", [1.0, 4.0], case="digits", others={"einsum": [9.0, 8.0]})
-    old = json.loads(json.dumps(new))
-    del old["size"], old["input_bytes"]
-    del old["passes"]["train"]["least_bytes"]
-    times = old["passes"]["train"].pop("times")
-    old["passes"]["train"]["seconds"] = {label: each["rounds"] for label, each in times.items()}
-    (row,) = ranking.rows_of(tables.upgraded(record([old])))
-    (expected,) = ranking.rows_of(record([new]))
-    assert row.ratios == expected.ratios and row.noise == expected.noise
-    assert row.size == "1797; 64^2 -> 10"
 
 
 @pytest.mark.parametrize(
