@@ -24,8 +24,8 @@
 namespace blockops::cpu {
 
 // The vector registers of AVX-512, or of AVX2 and what is like it, and how many sums they hold
-// beside what is multiplied. Vectors wider than the machine's are right too, but slow by a factor
-// of 10 and more: the compiler then keeps them in memory and takes them apart.
+// beside what is multiplied. Vectors wider than the machine's are right too, but 4 to 40 times as
+// slow: the compiler then keeps them in memory and takes them apart.
 struct WideRegisters {
   static constexpr int bytes = 64, sums = 24;
 };
