@@ -83,20 +83,26 @@ def test_bilinear_starts_with_the_values_of_torch_bilinear():
 
 # What the shapes of every backend leave out, each with what it reaches on two threads.
 CPU_SHAPES = [
-    quadratic_case("few_rows_many_pairs", (9,), 97, 33, bias=True),  # two tiles, a short second
-    quadratic_case("most_few_rows", (64,), 49, 40),
-    quadratic_case("least_many_rows", (65,), 49, 40),
+    quadratic_case("few_rows_many_pairs", (9,), 97, 33, bias=True),  # two chunks of pairs
+    quadratic_case("most_few_rows", (31,), 49, 40),
+    quadratic_case("least_tiled_rows", (32,), 49, 40),  # one block of rows, not full
+    quadratic_case("few_of_two_blocks", (50,), 49, 40),  # would leave a fifth of the vectors empty
+    quadratic_case("two_blocks", (64,), 49, 40),
+    quadratic_case("two_groups", (481,), 30, 18),  # the weight is packed at once
+    quadratic_case("many_outputs", (70,), 21, 400),  # deeper than a product; two tasks' thirds
+    quadratic_case("many_outputs_packed", (500,), 10, 400),
     quadratic_case("many_rows", (4100,), 40, 17),  # several tiles to a task
     quadratic_case("most_rows", (78700,), 20, 17),  # more rows than are transposed at a time
     quadratic_case("wide_few_outputs", (20,), 300, 15),  # groups of outputs, in grad_weight
-    quadratic_case("long_few_outputs", (3000,), 34, 2),  # parts of the batch there
+    quadratic_case("long_few_outputs", (3000,), 34, 2),  # parts of the batch and spans there
     quadratic_case("seven_outputs", (130,), 21, 7),
     quadratic_case("most_few_outputs", (130,), 17, 16),
     bilinear_case("one_of_few_rows", (1,), 70, 50, 40, bias=True),
     bilinear_case("few_rows_whole_pages", (10,), 64, 80, 33, bias=True),  # rows of 5120 elements
     bilinear_case("whole_pages", (70,), 32, 64, 33),
+    bilinear_case("many_outputs", (70,), 25, 19, 400, bias=True),
     bilinear_case("many_rows", (4100,), 30, 28, 17, bias=True),
-    bilinear_case("many_features", (300,), 6000, 2, 17, bias=True),  # here that is 256 rows
+    bilinear_case("many_features", (500,), 6000, 2, 17, bias=True),  # here that is 480 rows
     bilinear_case("few_rows_few_features", (33,), 300, 3, 50),
     bilinear_case("thin_first", (130,), 5, 90, 8),
     bilinear_case("thin_second", (130,), 90, 5, 8),

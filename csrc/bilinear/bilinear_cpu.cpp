@@ -14,6 +14,7 @@
 #include "bilinear/trilinear_cpu.h"
 #include "bilinear/trilinear_direct.h"
 #include "bilinear/trilinear_few.h"
+#include "bilinear/trilinear_matrix.h"
 #include "bilinear/trilinear_narrow.h"
 #include "bilinear/trilinear_outer.h"
 
@@ -44,7 +45,7 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
     direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
-  } else if (B <= kFewRows) {
+  } else if (is_few(B)) {
     few_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else {
     third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
@@ -58,7 +59,7 @@ void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, c
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
-  } else if (B <= kFewRows) {
+  } else if (is_few(B)) {
     few_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   } else {
     pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
@@ -90,7 +91,7 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
     direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
-  } else if (B <= kFewRows) {
+  } else if (is_few(B)) {
     few_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   } else {
     third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
@@ -105,7 +106,7 @@ void bilinear_grad_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
     direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
-  } else if (B <= kFewRows) {
+  } else if (is_few(B)) {
     few_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   } else {
     pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
@@ -117,7 +118,7 @@ void bilinear_grad_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
                           const T* x2, T* grad_W) {
   if (is_direct(B, n1, n2, m)) {
     direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
-  } else if (m <= kNarrow && n2 < kPadding && n2 < n1) {
+  } else if (m <= kNarrow && n2 < kStrip && n2 < n1) {
     outer_pass<T>(Pairs{n2, n1, /*upper=*/false}, m, B, x2, x1, g, {grad_W, 1, n2, n1 * n2});
   } else if (m <= kNarrow) {
     outer_pass<T>(Pairs{n1, n2, /*upper=*/false}, m, B, x1, x2, g, {grad_W, n2, 1, n1 * n2});

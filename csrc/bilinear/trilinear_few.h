@@ -1,26 +1,35 @@
-// The third and the pair pass of trilinear_cpu.h for few rows of the batch. A matrix product whose
-// contiguous side is the batch is slow there: rows stay as they lie, (batch, features), and the
-// elementwise loops run along the second feature v.
+// The third and the pair pass of trilinear_cpu.h for few rows of the batch, which would not fill
+// vectors, nor pay for copies of the weight: rows stay as they lie, (batch, features), the
+// elementwise loops run along the second feature v, and the products are ATen's.
 #pragma once
+#include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm_cpu_dispatch.h>
+
 #include <cstring>
 
 #include "bilinear/trilinear_cpu.h"
 
 namespace blockops::cpu {
 
-constexpr int64_t kFewRows = 64;
+// Whether rows of the batch are so few.
+inline bool is_few(int64_t batch) { return batch < 32 || 5 * batch < 4 * round_up(batch, 16); }
 
-// out[r][p - begin] = a_ru b_rv, for `batch` rows r of end - begin.
+// out = a b, or out += a b: ATen's matrix product, straight to its CPU kernel. In a parallel region
+// it runs on the calling thread.
 template <class T>
-BLOCKOPS_SIMD_CLONES void khatri_rao_rows(const Pairs& pairs, int64_t begin, int64_t end,
-                                          int64_t batch, const T* a, const T* b, T* out) {
-  for (Run run(pairs, begin, end); run.valid(); run.advance())
-    for (int64_t r = 0; r < batch; ++r) {
-      const T a_u = a[r * pairs.n1 + run.u];
-      const T* const b_v = b + r * pairs.n2 + run.v;
-      T* __restrict const row = out + r * (end - begin) + run.offset;
-      for (int64_t s = 0; s < run.count; ++s) row[s] = a_u * b_v[s];
-    }
+void multiply(Matrix<const T> a, Matrix<const T> b, Matrix<T> out, bool accumulate) {
+  const auto view = [](auto matrix) {
+    return at::from_blob(const_cast<T*>(matrix.data), {matrix.rows, matrix.cols},
+                         {matrix.row_stride, matrix.col_stride},
+                         at::TensorOptions(c10::CppTypeToScalarType<T>::value));
+  };
+  auto result = view(out);
+  if (accumulate) {
+    at::cpu::addmm_(result, view(a), view(b));
+  } else {
+    at::cpu::mm_out(result, view(a), view(b));
+  }
 }
 
 // sum_s x_s y_s, by vectors.
@@ -67,55 +76,64 @@ BLOCKOPS_SIMD_CLONES void contract_rows(const Pairs& pairs, int64_t begin, int64
 template <class T>
 void store_parts(T* sums, int64_t parts, int64_t batch, int64_t features, const T* bias, T* out) {
   const int64_t size = batch * features;
-  add_parts(sums, parts, size, size);
+  for (int64_t part = 1; part < parts; ++part) add_to(sums + part * size, size, sums);
   for (int64_t r = 0; bias && r < batch; ++r)
     for (int64_t f = 0; f < features; ++f) sums[r * features + f] += bias[f];
   std::copy(sums, sums + size, out);
 }
 
-// third_pass for batch <= kFewRows.
+// Pairs of a tile: more than where the batch is long, as there is less else to keep in the cache.
+inline int64_t few_tile(const Cut& cut) {
+  const int64_t most = std::clamp<int64_t>(3 * kTileSize / cut.n3, kDepth, 6 * kTile);
+  return stretch(cut.chunk_pairs, most, 16);
+}
+
+// third_pass for few rows.
 template <class T>
 void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* bias,
                     T* c) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch, /*sums_over_third=*/false);
-  const Cut cut(batch, pairs.size(), n3, max_parts<T>(batch * n3));
+  const Tiles<T> tiles(weight, batch, /*copied=*/false);
+  const Cut cut(batch, pairs.size(), n3, n3, max_parts<T>(batch * n3));
+  const int64_t tile = few_tile(cut);
   const Buffer<T> sums(cut.chunks * batch * n3);
-  const int64_t products_size = batch * cut.tile;
+  const int64_t products_size = batch * tile;
   for_each_task<T>(
-      cut, products_size + tiles.scratch_size(cut.tile), [&](const Task& task, T* scratch) {
+      cut, products_size + tiles.scratch_size(tile, n3), [&](const Task& task, T* scratch) {
         const Matrix<T> out{sums.get() + task.chunk * batch * n3, batch, n3, n3, 1};
-        for (int64_t p = task.begin; p < task.end; p += cut.tile) {
-          const int64_t end = std::min(task.end, p + cut.tile);
-          khatri_rao_rows(pairs, p, end, batch, a, b, scratch);
+        for (int64_t p = task.begin; p < task.end; p += tile) {
+          const int64_t end = std::min(task.end, p + tile);
+          khatri_rao_rows<T>(pairs, p, end, batch, a, b, {scratch, end - p});
           multiply<T>({scratch, batch, end - p, end - p, 1},
-                      tiles.tile(p, end, scratch + products_size), out, p > task.begin);
+                      tiles.tile(p, end, 0, n3, scratch + products_size), out, p > task.begin);
         }
       });
   store_parts(sums.get(), cut.chunks, batch, n3, bias, c);
 }
 
-// pair_pass for batch <= kFewRows.
+// pair_pass for few rows.
 template <class T>
 void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
                    T* grad_a, T* grad_b) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3, n1 = pairs.n1, n2 = pairs.upper ? 0 : pairs.n2;
-  const Tiles<T> tiles(weight, batch, /*sums_over_third=*/true);
-  const Cut cut(batch, pairs.size(), n3, max_parts<T>(batch * (n1 + n2)));
+  const bool crowded = weight.third_stride * sizeof(T) % 4096 == 0;
+  const Tiles<T> tiles(weight, batch, /*copied=*/crowded);
+  const Cut cut(batch, pairs.size(), n3, n3, max_parts<T>(batch * (n1 + n2)));
+  const int64_t tile = few_tile(cut);
   const Buffer<T> sums_a(cut.chunks * batch * n1), sums_b(cut.chunks * batch * n2);
-  const int64_t products_size = batch * cut.tile;
-  for_each_task<T>(cut, products_size + tiles.scratch_size(cut.tile),
+  const int64_t products_size = batch * tile;
+  for_each_task<T>(cut, products_size + tiles.scratch_size(tile, n3),
                    [&](const Task& task, T* scratch) {
                      T* const to_a = sums_a.get() + task.chunk * batch * n1;
                      T* const to_b = pairs.upper ? to_a : sums_b.get() + task.chunk * batch * n2;
                      std::fill_n(to_a, batch * n1, T(0));
                      std::fill_n(to_b, batch * pairs.n2, T(0));
-                     for (int64_t p = task.begin; p < task.end; p += cut.tile) {
-                       const int64_t end = std::min(task.end, p + cut.tile);
+                     for (int64_t p = task.begin; p < task.end; p += tile) {
+                       const int64_t end = std::min(task.end, p + tile);
                        multiply<T>({c, batch, n3, n3, 1},
-                                   tiles.tile(p, end, scratch + products_size).transposed(),
+                                   tiles.tile(p, end, 0, n3, scratch + products_size).transposed(),
                                    {scratch, batch, end - p, end - p, 1}, false);
                        contract_rows(pairs, p, end, batch, scratch, a, b, to_a, to_b);
                      }

@@ -116,13 +116,22 @@ BLOCKOPS_SIMD_CLONES void narrow_square_block(int64_t n, const T* weight, const 
     narrow_square_rows<T, Registers, M, 1>(n, weight + u * n * M, a, c, grad + u * vectors);
 }
 
+// Asks for rows [begin, begin + lanes) of a tensor (batch, features), as far as there are so many.
+template <class T>
+void ask_for(const T* data, int64_t features, int64_t begin, int64_t batch, int64_t lanes) {
+  const int64_t end = std::min(begin + lanes, batch);
+  for (int64_t i = begin * features; i < end * features; i += 64 / sizeof(T))
+    __builtin_prefetch(data + i, /*write=*/0, /*locality=*/2);
+}
+
 // Rows [begin, begin + lanes) of in (batch, features), transposed to (features, lanes); rows past
-// the batch are zero.
+// the batch are zero. Asks for the next rows, which are there by the time this block is done.
 template <class T>
 void load_block(const T* in, int64_t features, int64_t begin, int64_t batch, int64_t lanes,
                 T* out) {
   const int64_t rows = std::min(lanes, batch - begin);
   if (rows < lanes) std::fill(out, out + features * lanes, T(0));
+  ask_for(in, features, begin + lanes, batch, lanes);
   transpose(in + begin * features, features, rows, features, out, lanes);
 }
 
@@ -179,6 +188,8 @@ void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a,
     if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
     load_block(c, M, row, batch, lanes, block_c);
     std::fill(to_a, to_a + size, T(0));
+    ask_for(grad_a, pairs.n1, row, batch, lanes);
+    if (!pairs.upper) ask_for(grad_b, pairs.n2, row, batch, lanes);
     narrow_pair_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c, to_a, to_b);
     store_block<T>(to_a, nullptr, pairs.n1, row, batch, lanes, grad_a);
     if (!pairs.upper) store_block<T>(to_b, nullptr, pairs.n2, row, batch, lanes, grad_b);
@@ -193,6 +204,7 @@ void narrow_square(int64_t n, const T* weight, int64_t batch, const T* a, const 
     T* const block_c = block_grad + n * lanes;
     load_block(a, n, row, batch, lanes, block_a);
     load_block(c, M, row, batch, lanes, block_c);
+    ask_for(grad, n, row, batch, lanes);
     narrow_square_block<T, Registers, M>(n, weight, block_a, block_c, block_grad);
     store_block<T>(block_grad, nullptr, n, row, batch, lanes, grad);
   });

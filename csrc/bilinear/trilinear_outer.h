@@ -5,88 +5,64 @@
 // each strip of features u is computed from its own first feature on.
 #pragma once
 #include <array>
+#include <cstring>
 
 #include "bilinear/trilinear_cpu.h"
 
 namespace blockops::cpu {
 
-constexpr int64_t kStrip = 16;               // features u of a task, and thirds t, at most
+constexpr int64_t kStrip = 16;               // features u of a product; whole vectors of any size
 constexpr int64_t kBlockLanes = 128;         // batch rows of a block, at most
 constexpr int64_t kBlockElements = 1 << 16;  // of a block of b, and of a task's sums, to n2 = 4096
-constexpr int64_t kPadding = 16;             // elements: whole vectors of any size
+constexpr int64_t kSpanElements = 1 << 14;   // of a task's sums, where that is more than a strip
 
-// A tile of sums in registers.
-constexpr int kTileVectors = 3;
-template <class Registers>
-constexpr int kTileRows = Registers::sums / kTileVectors;
-
-// sums (rows, vectors) (+)= sum_r a_r b_r^T over `lanes` rows of a block.
-template <class T, class Registers, int vectors>
-BLOCKOPS_SIMD_CLONES void outer_tile(int64_t lanes, Rows<const T> a, Rows<const T> b, Rows<T> sums,
-                                     bool accumulate) {
-  typedef T Vector __attribute__((vector_size(Registers::bytes)));
-  Vector total[kTileRows<Registers>][vectors] = {};
-  for (int64_t r = 0; r < lanes; ++r) {
-    const T* const a_r = a[r];
-    const auto* const from = reinterpret_cast<const Vector*>(b[r]);
-    Vector b_r[vectors];
-    for (int v = 0; v < vectors; ++v) b_r[v] = from[v];
-    for (int u = 0; u < kTileRows<Registers>; ++u)
-      for (int v = 0; v < vectors; ++v) total[u][v] += a_r[u] * b_r[v];
-  }
-  for (int u = 0; u < kTileRows<Registers>; ++u) {
-    auto* const to = reinterpret_cast<Vector*>(sums[u]);
-    for (int v = 0; v < vectors; ++v) to[v] = accumulate ? to[v] + total[u][v] : total[u][v];
-  }
+// out (lanes, kStrip) = a_bu c_bt, for kStrip features u.
+template <class T>
+BLOCKOPS_SIMD_CLONES void scaled_strip(int64_t lanes, Rows<const T> a, const T* c, int64_t n3,
+                                       T* out) {
+  typedef T Vector __attribute__((vector_size(32)));
+  constexpr int64_t width = sizeof(Vector) / sizeof(T);
+  for (int64_t r = 0; r < lanes; ++r, c += n3, out += kStrip)
+    for (int64_t u = 0; u < kStrip; u += width)
+      *reinterpret_cast<Vector*>(out + u) = *reinterpret_cast<const Vector*>(a[r] + u) * *c;
 }
 
-// All tiles of a strip's sums for one t: its first `count` features u, and v from `first` on.
-template <class T, class Registers>
-void outer_strip(int64_t lanes, int64_t count, int64_t first, int64_t width, Rows<const T> a,
-                 Rows<const T> b, Rows<T> sums, bool accumulate) {
-  constexpr int64_t step = Registers::bytes / sizeof(T);
-  for (int64_t u = 0; u < count; u += kTileRows<Registers>)
-    for (int64_t v = first; v < width;) {
-      const int64_t vectors = std::min<int64_t>(kTileVectors, (width - v) / step);
-      const Rows<const T> a_u{a.data + u, a.stride}, b_v{b.data + v, b.stride};
-      const Rows<T> to{sums[u] + v, sums.stride};
-      if (vectors == 3) {
-        outer_tile<T, Registers, 3>(lanes, a_u, b_v, to, accumulate);
-      } else if (vectors == 2) {
-        outer_tile<T, Registers, 2>(lanes, a_u, b_v, to, accumulate);
-      } else {
-        outer_tile<T, Registers, 1>(lanes, a_u, b_v, to, accumulate);
+// `count` features of some rows of in (batch, features) to rows of their own. They are copied in
+// pieces of a size that the compiler knows, the last of which overlaps the one before.
+template <class T>
+BLOCKOPS_SIMD_CLONES void copy_rows(const T* in, int64_t features, int64_t count, int64_t lanes,
+                                    Rows<T> out) {
+  for (int64_t r = 0; r < lanes; ++r, in += features)
+    if (count < kStrip) {
+      for (int64_t f = 0; f < count; ++f) out[r][f] = in[f];
+    } else {
+      for (int64_t f = 0; f < count; f += kStrip) {
+        const int64_t from = std::min(f, count - kStrip);
+        std::memcpy(out[r] + from, in + from, kStrip * sizeof(T));
       }
-      v += vectors * step;
     }
 }
 
-// out (lanes, kStrip) = a_b[begin, begin + count) c_bt, the rest 0.
-template <class T>
-BLOCKOPS_SIMD_CLONES void scaled_strip(int64_t lanes, const T* a, int64_t n1, int64_t count,
-                                       const T* c, int64_t n3, T* out) {
-  for (int64_t r = 0; r < lanes; ++r, a += n1, c += n3, out += kStrip) {
-    const T factor = *c;
-    for (int64_t u = 0; u < count; ++u) out[u] = a[u] * factor;
-  }
-}
-
-// How the pass is cut: strips of features u, groups of thirds t, and the batch into parts, at the
-// price of partial sums, only where strips and groups are few.
+// How the pass is cut: spans of features u, groups of thirds t, and the batch into parts, at the
+// price of partial sums, only where spans and groups are few.
 struct OuterCut {
-  int64_t width, strips, group, groups, lanes, blocks, part_blocks, parts, sums_size;
+  int64_t width, span, spans, group, groups, lanes, blocks, part_blocks, parts, sums_size;
 
   template <class T>
   static OuterCut of(const Pairs& pairs, int64_t n3, int64_t batch) {
     OuterCut cut;
-    cut.width = round_up(pairs.n2, kPadding);
-    cut.strips = ceil_div(pairs.n1, kStrip);
+    cut.width = round_up(pairs.n2, kStrip);
     cut.group = std::clamp<int64_t>(kBlockElements / (kStrip * cut.width), 1, std::min(n3, kStrip));
     cut.groups = ceil_div(n3, cut.group);
     cut.lanes = std::clamp<int64_t>(kBlockElements / cut.width, 16, kBlockLanes);
     cut.blocks = ceil_div(batch, cut.lanes);
-    cut.sums_size = cut.group * kStrip * cut.width;
     const int64_t tasks = std::clamp<int64_t>(batch * pairs.size() * n3 / kTaskWork, 1, kTasks);
+    const int64_t strips = ceil_div(pairs.n1, kStrip);
+    const int64_t fit = std::min(kSpanElements / (cut.group * kStrip * cut.width),
+                                 strips * cut.groups * cut.blocks / tasks);
+    cut.span = kStrip * std::clamp<int64_t>(fit, 1, strips);
+    cut.spans = ceil_div(pairs.n1, cut.span);
+    cut.sums_size = cut.group * cut.span * cut.width;
     const int64_t most = std::min(cut.blocks, max_parts<T>(cut.pieces() * cut.sums_size));
     const int64_t parts = std::clamp<int64_t>(ceil_div(tasks, cut.pieces()), 1, most);
     cut.part_blocks = ceil_div(cut.blocks, parts);
@@ -94,12 +70,12 @@ struct OuterCut {
     return cut;
   }
 
-  int64_t pieces() const { return strips * groups; }
-  // The first u and t of a piece. From both ends in turn: the strips of a triangle shrink, and
+  int64_t pieces() const { return spans * groups; }
+  // The first u and t of a piece. From both ends in turn: the spans of a triangle shrink, and
   // threads take neighbours.
   std::array<int64_t, 2> start(int64_t nth) const {
     const int64_t piece = nth % 2 ? pieces() - 1 - nth / 2 : nth / 2;
-    return {piece / groups * kStrip, piece % groups * group};
+    return {piece / groups * span, piece % groups * group};
   }
 };
 
@@ -110,17 +86,17 @@ struct Slots {
   int64_t u_stride, v_stride, t_stride;
 };
 
-// Sums of a piece, (group, kStrip, width), to M from (u_begin, t_begin) on; of symmetric pairs to
+// Sums of a piece, (group, span, width), to M from (u_begin, t_begin) on; of symmetric pairs to
 // both halves.
 template <class T>
 void store_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<int64_t, 2> start,
                 const T* sums, const Slots<T>& M) {
   const auto [u_begin, t_begin] = start;
-  const int64_t u_end = std::min(pairs.n1, u_begin + kStrip);
+  const int64_t u_end = std::min(pairs.n1, u_begin + cut.span);
   const int64_t t_end = std::min(n3, t_begin + cut.group);
   for (int64_t t = t_begin; t < t_end; ++t)
     for (int64_t u = u_begin; u < u_end; ++u) {
-      const T* const row = sums + ((t - t_begin) * kStrip + u - u_begin) * cut.width;
+      const T* const row = sums + ((t - t_begin) * cut.span + u - u_begin) * cut.width;
       T* const to = M.data + u * M.u_stride + t * M.t_stride;
       for (int64_t v = pairs.first_v(u); v < pairs.n2; ++v) to[v * M.v_stride] = row[v];
       if (!pairs.upper) continue;
@@ -130,33 +106,41 @@ void store_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<
 }
 
 // The sums of one piece over rows [begin, end) of the batch.
-template <class T, class Registers>
+template <class T>
 void outer_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<int64_t, 2> start,
                 int64_t begin, int64_t end, const T* a, const T* b, const T* c, T* sums) {
-  const auto [u, t] = start;
-  const int64_t count = std::min(kStrip, pairs.n1 - u), t_count = std::min(cut.group, n3 - t);
-  const int64_t first = pairs.upper ? u : 0, stride = cut.width + kPadding;
-  const Buffer<T> block(cut.lanes * stride), strip(cut.lanes * kStrip);
-  std::fill_n(block.get(), cut.lanes * stride, T(0));
-  std::fill_n(strip.get(), cut.lanes * kStrip, T(0));
+  const auto [u_begin, t_begin] = start;
+  const int64_t u_end = std::min(pairs.n1, u_begin + cut.span);
+  const int64_t t_end = std::min(n3, t_begin + cut.group);
+  const int64_t first = pairs.upper ? u_begin : 0, span = pairs.upper ? 0 : cut.span;
+  const int64_t stride_a = span + kStrip, stride_b = cut.width + kStrip;
+  const Buffer<T> block_a(cut.lanes * stride_a), block_b(cut.lanes * stride_b),
+      strip(cut.lanes * kStrip);
+  std::fill_n(block_a.get(), cut.lanes * stride_a, T(0));
+  std::fill_n(block_b.get(), cut.lanes * stride_b, T(0));
+  const Rows<T> b_rows{block_b.get(), stride_b};
+  const Rows<T> a_rows =  // from u_begin on
+      pairs.upper ? Rows<T>{b_rows.data + u_begin, stride_b} : Rows<T>{block_a.get(), stride_a};
   for (int64_t row = begin; row < end; row += cut.lanes) {
     const int64_t lanes = std::min(cut.lanes, end - row);
-    for (int64_t r = 0; r < lanes; ++r) {
-      const T* const from = b + (row + r) * pairs.n2;
-      std::copy(from + first, from + pairs.n2, block.get() + r * stride + first);
-    }
-    for (int64_t k = 0; k < t_count; ++k) {
-      scaled_strip(lanes, a + row * pairs.n1 + u, pairs.n1, count, c + row * n3 + t + k, n3,
-                   strip.get());
-      outer_strip<T, Registers>(lanes, count, first, cut.width, {strip.get(), kStrip},
-                                {block.get(), stride}, {sums + k * kStrip * cut.width, cut.width},
-                                row > begin);
-    }
+    copy_rows<T>(b + row * pairs.n2 + first, pairs.n2, pairs.n2 - first, lanes,
+                 {b_rows.data + first, stride_b});
+    if (!pairs.upper)
+      copy_rows<T>(a + row * pairs.n1 + u_begin, pairs.n1, u_end - u_begin, lanes, a_rows);
+    for (int64_t t = t_begin; t < t_end; ++t)
+      for (int64_t u = u_begin; u < u_end; u += kStrip) {
+        const int64_t v = pairs.upper ? u : 0, count = std::min(kStrip, u_end - u);
+        T* const to = sums + ((t - t_begin) * cut.span + u - u_begin) * cut.width + v;
+        scaled_strip<T>(lanes, {a_rows.data + u - u_begin, a_rows.stride}, c + row * n3 + t, n3,
+                        strip.get());
+        product<T>({strip.get(), count, lanes, 1, kStrip}, {b_rows.data + v, stride_b},
+                   cut.width - v, {to, cut.width}, row > begin);
+      }
   }
 }
 
 // M[u, v, t] = sum_b a_bu b_bv c_bt, a (batch, n1), b (batch, n2), c (batch, n3).
-template <class T, class Registers>
+template <class T>
 void outer_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, const T* b, const T* c,
                 const Slots<T>& M) {
   const auto cut = OuterCut::of<T>(pairs, n3, batch);
@@ -167,22 +151,16 @@ void outer_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, const
     const auto start = cut.start(index % cut.pieces());
     const Buffer<T> own(cut.parts > 1 ? 0 : cut.sums_size);
     T* const sums = cut.parts > 1 ? partial.get() + index * cut.sums_size : own.get();
-    outer_sums<T, Registers>(pairs, n3, cut, start, begin, end, a, b, c, sums);
+    outer_sums<T>(pairs, n3, cut, start, begin, end, a, b, c, sums);
     if (cut.parts == 1) store_sums(pairs, n3, cut, start, sums, M);
   });
   if (cut.parts == 1) return;
   for_each_part(cut.pieces(), [&](int64_t nth) {
     T* const sums = partial.get() + nth * cut.sums_size;
-    add_parts(sums, cut.parts, cut.pieces() * cut.sums_size, cut.sums_size);
+    for (int64_t part = 1; part < cut.parts; ++part)
+      add_to(sums + part * cut.pieces() * cut.sums_size, cut.sums_size, sums);
     store_sums(pairs, n3, cut, cut.start(nth), sums, M);
   });
-}
-
-template <class T>
-void outer_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, const T* b, const T* c,
-                const Slots<T>& M) {
-  with_registers(
-      [&](auto registers) { outer_pass<T, decltype(registers)>(pairs, n3, batch, a, b, c, M); });
 }
 
 }  // namespace blockops::cpu

@@ -2,8 +2,10 @@
 // the elementwise loops over one tile of them.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
+#include "core/product.h"
 #include "core/simd.h"
 
 namespace blockops::cpu {
@@ -25,7 +27,10 @@ struct Run {
   int64_t begin, end, offset = 0, u = 0, v = 0, count = 0;
 
   Run(const Pairs& pairs, int64_t begin, int64_t end) : pairs(pairs), begin(begin), end(end) {
-    if (pairs.upper) {
+    if (pairs.upper) {  // the root of row_start(u) = begin, to the last digits
+      const double side = 2.0 * pairs.n1 + 1;
+      u = static_cast<int64_t>((side - std::sqrt(std::max(0.0, side * side - 8.0 * begin))) / 2);
+      while (u > 0 && pairs.row_start(u) > begin) --u;
       while (u + 1 < pairs.n1 && pairs.row_start(u + 1) <= begin) ++u;
     } else if (begin < end) {
       u = begin / pairs.n2;
@@ -41,15 +46,7 @@ struct Run {
   }
 };
 
-// Transposed operands, (features, batch): the row of feature f starts at data + f * stride.
-template <class T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  T* operator[](int64_t feature) const { return data + feature * stride; }
-};
-
-// out[p - begin][r] = a_u[r] b_v[r].
+// out[p - begin][r] = a_u[r] b_v[r], with operands (features, batch).
 template <class T>
 BLOCKOPS_SIMD_CLONES void khatri_rao(const Pairs& pairs, int64_t begin, int64_t end,
                                      Rows<const T> a, Rows<const T> b, int64_t lanes, Rows<T> out) {
@@ -63,25 +60,68 @@ BLOCKOPS_SIMD_CLONES void khatri_rao(const Pairs& pairs, int64_t begin, int64_t 
   }
 }
 
-// grad[r] += A_p[r] other[r]
+// out[r][p - begin] = a_ru b_rv, for rows r of the batch as they lie.
 template <class T>
-inline void multiply_add(const T* A_p, const T* other, int64_t lanes, T* __restrict grad) {
-  for (int64_t r = 0; r < lanes; ++r) grad[r] += A_p[r] * other[r];
+BLOCKOPS_SIMD_CLONES void khatri_rao_rows(const Pairs& pairs, int64_t begin, int64_t end,
+                                          int64_t rows, const T* a, const T* b, Rows<T> out) {
+  for (Run run(pairs, begin, end); run.valid(); run.advance())
+    for (int64_t r = 0; r < rows; ++r) {
+      const T a_u = a[r * pairs.n1 + run.u];
+      const T* const b_v = b + r * pairs.n2 + run.v;
+      T* __restrict const row = out[r] + run.offset;
+      for (int64_t s = 0; s < run.count; ++s) row[s] = a_u * b_v[s];
+    }
 }
 
-// grad_a_u[r] += A_p[r] b_v[r] and grad_b_v[r] += A_p[r] a_u[r]. With grad_a = grad_b the two fall
-// on the same rows, one after the other.
-template <class T>
+// grad_a_u[r] += sum_v A_uv[r] b_v[r] and grad_b_v[r] += A_uv[r] a_u[r], for the pairs of a run and
+// `vectors` registers of the batch. grad_a_u may be one of the rows of grad_b.
+template <class T, class Registers, int vectors>
+[[gnu::always_inline]] inline void contract_run(int64_t count, Rows<const T> A, const T* a_u,
+                                                Rows<const T> b, T* grad_a_u, Rows<T> grad_b) {
+  typedef T Vector __attribute__((vector_size(Registers::bytes)));
+  Vector a_i[vectors], to_a[vectors] = {};
+  for (int i = 0; i < vectors; ++i) a_i[i] = reinterpret_cast<const Vector*>(a_u)[i];
+  for (int64_t s = 0; s < count; ++s) {
+    const auto* const A_s = reinterpret_cast<const Vector*>(A[s]);
+    const auto* const b_s = reinterpret_cast<const Vector*>(b[s]);
+    auto* const to_b = reinterpret_cast<Vector*>(grad_b[s]);
+    for (int i = 0; i < vectors; ++i) {
+      to_a[i] += A_s[i] * b_s[i];
+      to_b[i] += A_s[i] * a_i[i];
+    }
+  }
+  for (int i = 0; i < vectors; ++i) reinterpret_cast<Vector*>(grad_a_u)[i] += to_a[i];
+}
+
+// The same for pairs [begin, end), of which A holds a row each, and whole vectors of `lanes` rows
+// of the batch.
+template <class T, class Registers>
 BLOCKOPS_SIMD_CLONES void contract(const Pairs& pairs, int64_t begin, int64_t end, Rows<const T> A,
                                    Rows<const T> a, Rows<const T> b, int64_t lanes, Rows<T> grad_a,
                                    Rows<T> grad_b) {
-  for (Run run(pairs, begin, end); run.valid(); run.advance()) {
-    for (int64_t s = 0; s < run.count; ++s) {
-      const T* const A_p = A[run.offset + s];
-      multiply_add(A_p, b[run.v + s], lanes, grad_a[run.u]);
-      multiply_add(A_p, a[run.u], lanes, grad_b[run.v + s]);
+  constexpr int64_t width = Registers::bytes / sizeof(T);
+  for (Run run(pairs, begin, end); run.valid(); run.advance())
+    for (int64_t r = 0; r < lanes;) {
+      const Rows<const T> A_r{A[run.offset] + r, A.stride}, b_r{b[run.v] + r, b.stride};
+      const Rows<T> to_b{grad_b[run.v] + r, grad_b.stride};
+      const T* const a_r = a[run.u] + r;
+      T* const to_a = grad_a[run.u] + r;
+      if (r + 3 * width <= lanes) {
+        contract_run<T, Registers, 3>(run.count, A_r, a_r, b_r, to_a, to_b);
+        r += 3 * width;
+      } else {
+        contract_run<T, Registers, 1>(run.count, A_r, a_r, b_r, to_a, to_b);
+        r += width;
+      }
     }
-  }
+}
+
+template <class T>
+void contract(const Pairs& pairs, int64_t begin, int64_t end, Rows<const T> A, Rows<const T> a,
+              Rows<const T> b, int64_t lanes, Rows<T> grad_a, Rows<T> grad_b) {
+  with_registers([&](auto registers) {
+    contract<T, decltype(registers)>(pairs, begin, end, A, a, b, lanes, grad_a, grad_b);
+  });
 }
 
 // The matrix M of a form. Plain: M[p, t] = data[p + t * third_stride]. Symmetric (the pairs are
@@ -95,44 +135,44 @@ struct Weight {
   int64_t third_stride;
 };
 
-// Rows [begin, end) of M as contiguous rows of n3, M symmetric.
+// Rows [begin, end) of M, symmetric, to `out`: `count` columns from `first` on.
 template <class T>
 BLOCKOPS_SIMD_CLONES void pack_symmetric(const Weight<T>& weight, int64_t begin, int64_t end,
-                                         T* out) {
+                                         int64_t first, int64_t count, Rows<T> out) {
   const int64_t n = weight.pairs.n1, m = weight.n3;
   for (Run run(weight.pairs, begin, end); run.valid(); run.advance()) {
-    const T* upper = weight.data + (run.u * n + run.v) * m;
-    const T* lower = weight.data + (run.v * n + run.u) * m;
-    T* __restrict row = out + run.offset * m;
-    for (int64_t s = 0; s < run.count; ++s, upper += m, lower += n * m, row += m) {
+    const T* upper = weight.data + (run.u * n + run.v) * m + first;
+    const T* lower = weight.data + (run.v * n + run.u) * m + first;
+    for (int64_t s = 0; s < run.count; ++s, upper += m, lower += n * m) {
+      T* __restrict const row = out[run.offset + s];
       if (run.v + s == run.u) {
-        std::copy(upper, upper + m, row);
+        std::copy(upper, upper + count, row);
       } else {
-        for (int64_t k = 0; k < m; ++k) row[k] = upper[k] + lower[k];
+        for (int64_t k = 0; k < count; ++k) row[k] = upper[k] + lower[k];
       }
     }
   }
 }
 
-// The way back: rows [begin, end) of M, contiguous, to both halves of grad (n, n, m).
+// The way back: `count` columns of rows [begin, end) of M to both halves of grad (n, n, m).
 template <class T>
-BLOCKOPS_SIMD_CLONES void unpack_symmetric(const Pairs& pairs, int64_t m, const T* rows,
-                                           int64_t begin, int64_t end, T* grad) {
+BLOCKOPS_SIMD_CLONES void unpack_symmetric(const Pairs& pairs, int64_t m, Rows<const T> rows,
+                                           int64_t begin, int64_t end, int64_t count, T* grad) {
   const int64_t n = pairs.n1;
   for (Run run(pairs, begin, end); run.valid(); run.advance()) {
-    const T* row = rows + run.offset * m;
     T* upper = grad + (run.u * n + run.v) * m;
     T* lower = grad + (run.v * n + run.u) * m;
-    for (int64_t s = 0; s < run.count; ++s, row += m, upper += m, lower += n * m)
-      for (int64_t k = 0; k < m; ++k) upper[k] = lower[k] = row[k];
+    for (int64_t s = 0; s < run.count; ++s, upper += m, lower += n * m) {
+      const T* const row = rows[run.offset + s];
+      std::copy_n(row, count, upper);
+      std::copy_n(row, count, lower);
+    }
   }
 }
 
-// sums[i] += the further parts, part_stride apart, in order.
 template <class T>
-BLOCKOPS_SIMD_CLONES void add_parts(T* sums, int64_t parts, int64_t part_stride, int64_t count) {
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t i = 0; i < count; ++i) sums[i] += sums[part * part_stride + i];
+BLOCKOPS_SIMD_CLONES void add_to(const T* in, int64_t count, T* __restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += in[i];
 }
 
 template <class T>

@@ -1,12 +1,9 @@
 // What the CPU kernels share: tensors as plain pointers, scratch memory, parallel parts with fixed
-// bits, and ATen's matrix product on pointers.
+// bits.
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm_cpu_dispatch.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
@@ -62,30 +59,6 @@ class Buffer {  // aligned, uninitialised
  private:
   c10::DataPtr data_;
 };
-
-template <class T>
-struct Matrix {  // a strided view
-  T* data;
-  int64_t rows, cols, row_stride, col_stride;
-  Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-};
-
-// out = a b, or out += a b: ATen's matrix product, straight to its CPU kernel. In a parallel region
-// it runs on the calling thread.
-template <class T>
-void multiply(Matrix<const T> a, Matrix<const T> b, Matrix<T> out, bool accumulate) {
-  const auto view = [](auto matrix) {
-    return at::from_blob(const_cast<T*>(matrix.data), {matrix.rows, matrix.cols},
-                         {matrix.row_stride, matrix.col_stride},
-                         at::TensorOptions(c10::CppTypeToScalarType<T>::value));
-  };
-  auto result = view(out);
-  if (accumulate) {
-    at::cpu::addmm_(result, view(a), view(b));
-  } else {
-    at::cpu::mm_out(result, view(a), view(b));
-  }
-}
 
 // Runs body(part) for every part in [0, count). at::parallel_for would run a single part outside of
 // a parallel region, where ATen's product takes threads of its own and other bits with them: an

@@ -6,6 +6,8 @@
 // is slow on most CPUs; bfloat16 goes to ATen's product, which keeps its sums in float32.
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/mm_cpu_dispatch.h>
 #include <torch/library.h>
 
 #include <array>
