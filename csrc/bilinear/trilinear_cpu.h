@@ -15,8 +15,6 @@
 // whatever the number of features. How the work is cut depends on the shape alone, never on the
 // number of threads, and partial sums are added in a fixed order: the bits are always the same.
 #pragma once
-#include <vector>
-
 #include "bilinear/trilinear_tiles.h"
 #include "core/cpu.h"
 #include "core/transpose.h"
@@ -148,14 +146,14 @@ class Operands {
   Panels<T> b_;
 };
 
-// Sums of a pass over some rows of the batch, one part for each chunk of pairs.
+// Sums of a pass over some rows of the batch, one part for each chunk of pairs: the parts of a
+// block follow each other.
 template <class T>
 class Parts {
  public:
-  Parts(int64_t features, int64_t rows, int64_t parts) : features_(features) {
-    for (int64_t part = 0; part < parts; ++part) parts_.emplace_back(features, rows);
-  }
-  Rows<T> rows(int64_t part, int64_t row) const { return parts_[part][row]; }
+  Parts(int64_t features, int64_t rows, int64_t parts)
+      : features_(features), parts_(parts), sums_(parts * features, rows) {}
+  Rows<T> rows(int64_t part, int64_t row) const { return {sums_[row][part * features_], kBlock}; }
   void clear(const Task& task) const {
     for_each_block_of(task, [&](int64_t lane, int64_t) {
       std::fill_n(rows(task.chunk, lane).data, features_ * kBlock, T(0));
@@ -163,10 +161,10 @@ class Parts {
   }
   // out (rows, features) = the sum of the parts, in order, + bias (features) or null.
   void store(const T* bias, T* out) const {
-    parts_[0].for_each_block([&](int64_t row, int64_t lanes) {
-      const Rows<T> sums = parts_[0][row];
-      for (size_t part = 1; part < parts_.size(); ++part)
-        add_to(parts_[part][row].data, features_ * kBlock, sums.data);
+    sums_.for_each_block([&](int64_t row, int64_t lanes) {
+      const Rows<T> sums = rows(0, row);
+      for (int64_t part = 1; part < parts_; ++part)
+        add_to(rows(part, row).data, features_ * kBlock, sums.data);
       if (bias)
         for (int64_t f = 0; f < features_; ++f) add_constant(sums[f], bias[f], lanes);
       transpose(sums.data, kBlock, features_, lanes, out + row * features_, features_);
@@ -174,8 +172,8 @@ class Parts {
   }
 
  private:
-  int64_t features_;
-  std::vector<Panels<T>> parts_;
+  int64_t features_, parts_;
+  Panels<T> sums_;
 };
 
 // All of M as rows of n3, apart(n3) from each other, packed in parallel.
