@@ -1,7 +1,7 @@
 // quadratic and bilinear on the CPU: checks, dtypes and layouts, and the choice of schedule. The
 // passes themselves are in trilinear_direct.h (plain loops), trilinear_narrow.h and
-// trilinear_outer.h (few outputs, in registers), trilinear_cpu.h (tiles and matrix products) and
-// trilinear_few.h (the same for few rows).
+// trilinear_outer.h (few outputs, in registers), trilinear_cpu.h and trilinear_matrix.h (tiles, and
+// a product in registers) and trilinear_few.h (few rows of the batch, and ATen's product).
 //
 // bfloat16 and float16 are computed in float32, on float32 copies of the arguments.
 #include <ATen/Dispatch.h>

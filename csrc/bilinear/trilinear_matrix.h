@@ -6,9 +6,11 @@ namespace blockops::cpu {
 
 constexpr int64_t kRows = 3 * kBlock;     // batch rows of a product, at most
 constexpr int64_t kColumns = 3 * kBlock;  // pairs of a plain tile, along the vectors
+constexpr int64_t kChain = 32;            // products that are added one after the other
 
 // How the pass is cut: tiles of pairs, times stretches of thirds, times parts of the batch, at the
-// price of partial sums, only where there are few of those to go round.
+// price of partial sums, only where there are few of those to go round, or the batch is so long
+// that one chain of sums would round too often.
 struct MatrixCut {
   int64_t step;  // rows whose operands are copied at a time
   int64_t tile, tiles, n3, thirds, part_rows, parts;
@@ -25,7 +27,8 @@ struct MatrixCut {
     const int64_t blocks = ceil_div(cut.step, kRows);
     const int64_t tasks = std::clamp<int64_t>(batch * size * n3 / kTaskWork, 1, kTasks);
     const int64_t most = std::min(blocks, max_parts<T>(size * n3));
-    const int64_t parts = std::clamp<int64_t>(tasks / cut.pieces(), 1, most);
+    const int64_t wanted = std::max(tasks / cut.pieces(), ceil_div(blocks, kChain));
+    const int64_t parts = std::clamp<int64_t>(wanted, 1, most);
     cut.part_rows = ceil_div(blocks, parts) * kRows;
     cut.parts = ceil_div(blocks * kRows, cut.part_rows);
     return cut;

@@ -27,11 +27,9 @@ struct Run {
   int64_t begin, end, offset = 0, u = 0, v = 0, count = 0;
 
   Run(const Pairs& pairs, int64_t begin, int64_t end) : pairs(pairs), begin(begin), end(end) {
-    if (pairs.upper) {  // the root of row_start(u) = begin, to the last digits
+    if (pairs.upper) {  // u, where row_start(u) = begin; a double tells it from its neighbours
       const double side = 2.0 * pairs.n1 + 1;
-      u = static_cast<int64_t>((side - std::sqrt(std::max(0.0, side * side - 8.0 * begin))) / 2);
-      while (u > 0 && pairs.row_start(u) > begin) --u;
-      while (u + 1 < pairs.n1 && pairs.row_start(u + 1) <= begin) ++u;
+      u = static_cast<int64_t>((side - std::sqrt(side * side - 8.0 * begin)) / 2);
     } else if (begin < end) {
       u = begin / pairs.n2;
     }
