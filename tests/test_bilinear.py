@@ -84,10 +84,12 @@ def test_bilinear_starts_with_the_values_of_torch_bilinear():
 # What the shapes of every backend leave out, each with what it reaches on two threads.
 CPU_SHAPES = [
     quadratic_case("few_rows_many_pairs", (9,), 97, 33, bias=True),  # two chunks of pairs
-    quadratic_case("most_few_rows", (31,), 49, 40),
-    quadratic_case("least_tiled_rows", (32,), 49, 40),  # one block of rows, not full
+    quadratic_case("few_rows_of_odd_count", (31,), 49, 40),
+    quadratic_case("one_block", (32,), 49, 40),  # in grad_x; not full
     quadratic_case("few_of_two_blocks", (50,), 49, 40),  # would leave a fifth of the vectors empty
-    quadratic_case("two_blocks", (64,), 49, 40),
+    quadratic_case("most_few_rows", (64,), 49, 40, bias=True),  # in grad_x two blocks
+    quadratic_case("least_tiled_rows", (65,), 49, 40),
+    quadratic_case("few_rows_many_outputs", (7,), 20, 400),  # as many_outputs, but for the rows
     quadratic_case("two_groups", (481,), 30, 18),  # the weight is packed at once
     quadratic_case("many_outputs", (70,), 21, 400),  # deeper than a product; two tasks' thirds
     quadratic_case("many_outputs_packed", (500,), 10, 400),
@@ -98,6 +100,10 @@ CPU_SHAPES = [
     quadratic_case("seven_outputs", (130,), 21, 7),
     quadratic_case("most_few_outputs", (130,), 17, 16),
     bilinear_case("one_of_few_rows", (1,), 70, 50, 40, bias=True),
+    bilinear_case("weight_in_place", (8,), 200, 45, 20, bias=True),  # but for its end
+    bilinear_case("few_rows_wide", (9,), 195, 390, 17, bias=True),  # stretches of both features
+    bilinear_case("most_few_rows", (64,), 30, 28, 33),
+    bilinear_case("least_tiled_rows", (65,), 30, 28, 33),
     bilinear_case("few_rows_whole_pages", (10,), 64, 80, 33, bias=True),  # rows of 5120 elements
     bilinear_case("whole_pages", (70,), 32, 64, 33),
     bilinear_case("many_outputs", (70,), 25, 19, 400, bias=True),

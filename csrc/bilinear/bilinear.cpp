@@ -4,24 +4,19 @@
 // Both are faces of one trilinear form, T = sum_b W_kij x1_bi x2_bj g_bk. Its derivatives are the
 // same form with the operands in other places, so the ops below are closed under differentiation:
 // where a graph of the backward pass is wanted, it is composed of them, to any order.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "bilinear/checks.h"
 #include "core/autograd.h"
+#include "core/node.h"
 #include "core/python.h"
 
 namespace blockops {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 using TwoTensors = std::tuple<Tensor, Tensor>;
 
@@ -137,110 +132,85 @@ TwoTensors bilinear_grad_inputs(const Tensor& grad, const Tensor& x1, const Tens
 }
 
 // ---- autograd ----
-//
-// A bias that was not given has no edge in the graph to ask about: has_bias says so.
 
-template <class N, bool has_bias>
-struct QuadraticFunction : Function<QuadraticFunction<N, has_bias>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
-                        const OptionalTensor& bias) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({x, weight});
-    return quadratic<N>(x, weight, bias);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &weight = saved[1], &g = grads[0];
-    return {ctx->needs_input_grad(0) ? quadratic_grad_x<N>(g, x, weight) : Tensor(),
-            ctx->needs_input_grad(1) ? quadratic_grad_weight<N>(g, x) : Tensor(),
-            has_bias && ctx->needs_input_grad(2) ? bias_gradient(g) : Tensor()};
+template <class N>
+struct QuadraticRule {
+  static constexpr const char* name = "QuadraticBackward";
+  static constexpr size_t inputs = 3, saved = 2;
+  static constexpr bool saves_result = false;
+  static variable_list backward(const Backward<QuadraticRule>& call) {
+    const auto& [x, weight] = call.saved;
+    const auto& g = call.grad;
+    return {call.wanted[0] ? quadratic_grad_x<N>(g, x, weight) : Tensor(),
+            call.wanted[1] ? quadratic_grad_weight<N>(g, x) : Tensor(),
+            call.wanted[2] ? bias_gradient(g) : Tensor()};
   }
 };
 
 template <class N>
-struct QuadraticGradWeightFunction : Function<QuadraticGradWeightFunction<N>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& x) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({grad, x});
-    return quadratic_grad_weight<N>(grad, x);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto &g = saved[0], &x = saved[1], &v = grads[0];
-    return {ctx->needs_input_grad(0) ? quadratic<N>(x, v) : Tensor(),
-            ctx->needs_input_grad(1) ? quadratic_grad_x<N>(g, x, v) : Tensor()};
-  }
-};
-
-template <class N, bool has_bias>
-struct BilinearFunction : Function<BilinearFunction<N, has_bias>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x1, const Tensor& x2,
-                        const Tensor& weight, const OptionalTensor& bias) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({x1, x2, weight});
-    return bilinear<N>(x1, x2, weight, bias);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto &x1 = saved[0], &x2 = saved[1], &weight = saved[2], &g = grads[0];
-    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(g, x1, x2, weight, ctx->needs_input_grad(0),
-                                                      ctx->needs_input_grad(1));
-    return {grad_x1, grad_x2,
-            ctx->needs_input_grad(2) ? bilinear_grad_weight<N>(g, x1, x2) : Tensor(),
-            has_bias && ctx->needs_input_grad(3) ? bias_gradient(g) : Tensor()};
+struct QuadraticGradWeightRule {
+  static constexpr const char* name = "QuadraticGradWeightBackward";
+  static constexpr size_t inputs = 2, saved = 2;
+  static constexpr bool saves_result = false;
+  static variable_list backward(const Backward<QuadraticGradWeightRule>& call) {
+    const auto& [g, x] = call.saved;
+    const auto& v = call.grad;
+    return {call.wanted[0] ? quadratic<N>(x, v) : Tensor(),
+            call.wanted[1] ? quadratic_grad_x<N>(g, x, v) : Tensor()};
   }
 };
 
 template <class N>
-struct BilinearGradWeightFunction : Function<BilinearGradWeightFunction<N>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& x1,
-                        const Tensor& x2) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({grad, x1, x2});
-    return bilinear_grad_weight<N>(grad, x1, x2);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto &g = saved[0], &x1 = saved[1], &x2 = saved[2], &v = grads[0];
+struct BilinearRule {
+  static constexpr const char* name = "BilinearBackward";
+  static constexpr size_t inputs = 4, saved = 3;
+  static constexpr bool saves_result = false;
+  static variable_list backward(const Backward<BilinearRule>& call) {
+    const auto& [x1, x2, weight] = call.saved;
+    const auto& g = call.grad;
     auto [grad_x1, grad_x2] =
-        bilinear_grad_inputs<N>(g, x1, x2, v, ctx->needs_input_grad(1), ctx->needs_input_grad(2));
-    return {ctx->needs_input_grad(0) ? bilinear<N>(x1, x2, v) : Tensor(), grad_x1, grad_x2};
+        bilinear_grad_inputs<N>(g, x1, x2, weight, call.wanted[0], call.wanted[1]);
+    return {grad_x1, grad_x2, call.wanted[2] ? bilinear_grad_weight<N>(g, x1, x2) : Tensor(),
+            call.wanted[3] ? bias_gradient(g) : Tensor()};
+  }
+};
+
+template <class N>
+struct BilinearGradWeightRule {
+  static constexpr const char* name = "BilinearGradWeightBackward";
+  static constexpr size_t inputs = 3, saved = 3;
+  static constexpr bool saves_result = false;
+  static variable_list backward(const Backward<BilinearGradWeightRule>& call) {
+    const auto& [g, x1, x2] = call.saved;
+    const auto& v = call.grad;
+    auto [grad_x1, grad_x2] = bilinear_grad_inputs<N>(g, x1, x2, v, call.wanted[1], call.wanted[2]);
+    return {call.wanted[0] ? bilinear<N>(x1, x2, v) : Tensor(), grad_x1, grad_x2};
   }
 };
 
 template <class N>
 Tensor quadratic_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  if (needs_graph(x, weight, bias)) {
-    return bias ? QuadraticFunction<N, true>::apply(x, weight, bias)
-                : QuadraticFunction<N, false>::apply(x, weight, bias);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return quadratic<N>(x, weight, bias);
+  return recorded<QuadraticRule<N>>([&] { return quadratic<N>(x, weight, bias); }, {{&x, &weight}},
+                                    x, weight, bias);
 }
 
 template <class N>
 Tensor quadratic_grad_weight_autograd(const Tensor& grad, const Tensor& x) {
-  if (needs_graph(grad, x)) return QuadraticGradWeightFunction<N>::apply(grad, x);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return quadratic_grad_weight<N>(grad, x);
+  return recorded<QuadraticGradWeightRule<N>>([&] { return quadratic_grad_weight<N>(grad, x); },
+                                              {{&grad, &x}}, grad, x);
 }
 
 template <class N>
 Tensor bilinear_autograd(const Tensor& x1, const Tensor& x2, const Tensor& weight,
                          const OptionalTensor& bias) {
-  if (needs_graph(x1, x2, weight, bias)) {
-    return bias ? BilinearFunction<N, true>::apply(x1, x2, weight, bias)
-                : BilinearFunction<N, false>::apply(x1, x2, weight, bias);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return bilinear<N>(x1, x2, weight, bias);
+  return recorded<BilinearRule<N>>([&] { return bilinear<N>(x1, x2, weight, bias); },
+                                   {{&x1, &x2, &weight}}, x1, x2, weight, bias);
 }
 
 template <class N>
 Tensor bilinear_grad_weight_autograd(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
-  if (needs_graph(grad, x1, x2)) return BilinearGradWeightFunction<N>::apply(grad, x1, x2);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return bilinear_grad_weight<N>(grad, x1, x2);
+  return recorded<BilinearGradWeightRule<N>>([&] { return bilinear_grad_weight<N>(grad, x1, x2); },
+                                             {{&grad, &x1, &x2}}, grad, x1, x2);
 }
 
 // ---- autocast: lower-precision ops, as torch's matrix products are ----

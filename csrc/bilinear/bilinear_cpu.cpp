@@ -1,7 +1,7 @@
 // quadratic and bilinear on the CPU: checks, dtypes and layouts, and the choice of schedule. The
 // passes themselves are in trilinear_direct.h (plain loops), trilinear_narrow.h and
 // trilinear_outer.h (few outputs, in registers), trilinear_cpu.h and trilinear_matrix.h (tiles, and
-// a product in registers) and trilinear_few.h (few rows of the batch, and ATen's product).
+// a product in registers) and trilinear_few.h (few rows of the batch).
 //
 // bfloat16 and float16 are computed in float32, on float32 copies of the arguments.
 #include <ATen/Dispatch.h>
@@ -46,7 +46,7 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else if (is_few(B)) {
-    few_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
+    few_third_pass<T>(symmetric(W, n, m), B, x, bias, y);
   } else {
     third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   }
@@ -59,7 +59,7 @@ void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, c
     direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
-  } else if (is_few(B)) {
+  } else if (is_few_symmetric(B)) {
     few_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   } else {
     pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
@@ -92,7 +92,7 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   } else if (is_few(B)) {
-    few_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
+    few_forward<T>(B, n1, n2, m, x1, x2, W, bias, y);
   } else {
     third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   }

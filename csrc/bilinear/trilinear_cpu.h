@@ -163,8 +163,7 @@ class Parts {
   void store(const T* bias, T* out) const {
     sums_.for_each_block([&](int64_t row, int64_t lanes) {
       const Rows<T> sums = rows(0, row);
-      for (int64_t part = 1; part < parts_; ++part)
-        add_to(rows(part, row).data, features_ * kBlock, sums.data);
+      add_parts(sums.data, parts_, features_ * kBlock, features_ * kBlock);
       if (bias)
         for (int64_t f = 0; f < features_; ++f) add_constant(sums[f], bias[f], lanes);
       transpose(sums.data, kBlock, features_, lanes, out + row * features_, features_);
@@ -194,24 +193,19 @@ Buffer<T> weight_rows(const Weight<T>& weight) {
 }
 
 // Tiles of M for the products. Symmetric pairs are packed: once for all where several groups of
-// lanes will ask for them, else tile by tile into the caller's scratch. A plain weight is viewed as
-// it lies, or copied there: its rows may be whole pages apart, and crowd each other out of the
-// cache.
+// lanes will ask for them, else tile by tile into the caller's scratch. A plain weight is copied
+// there: its rows may be whole pages apart, and crowd each other out of the cache.
 template <class T>
 class Tiles {
  public:
-  Tiles(const Weight<T>& weight, int64_t batch, bool copied)
-      : weight_(weight),
-        packed_(0),
-        at_once_(weight.pairs.upper && batch > kLanes),
-        copied_(copied) {
+  Tiles(const Weight<T>& weight, int64_t batch)
+      : weight_(weight), packed_(0), at_once_(weight.pairs.upper && batch > kLanes) {
     if (at_once_) packed_ = weight_rows(weight);
   }
   // Thirds of a task, at most: where tiles are packed one by one, rows of W as they lie in memory.
   int64_t most_thirds() const { return weight_.pairs.upper && !at_once_ ? weight_.n3 : kThirds; }
   int64_t scratch_size(int64_t pairs, int64_t thirds) const {
-    if (at_once_ || (!weight_.pairs.upper && !copied_)) return 0;
-    return (pairs + 16) * (thirds + 16);  // apart(), of shorter tiles too
+    return at_once_ ? 0 : (pairs + 16) * (thirds + 16);  // apart(), of shorter tiles too
   }
   // M[p, t] for p in [begin, end) and `thirds` t from `third` on.
   Matrix<const T> tile(int64_t begin, int64_t end, int64_t third, int64_t thirds,
@@ -223,16 +217,14 @@ class Tiles {
       return {scratch, size, thirds, stride, 1};
     }
     const T* const data = weight_.data + third * weight_.third_stride + begin;
-    if (!copied_) return {data, size, thirds, 1, weight_.third_stride};
-    for (int64_t t = 0; t < thirds; ++t)
-      std::copy_n(data + t * weight_.third_stride, size, scratch + t * apart(size));
+    copy_tile(data, weight_.third_stride, thirds, size, {scratch, apart(size)});
     return {scratch, size, thirds, 1, apart(size)};
   }
 
  private:
   Weight<T> weight_;
   Buffer<T> packed_;
-  bool at_once_, copied_;
+  bool at_once_;
 };
 
 // Rows of the batch that a pass takes at a time, so that its transposed operands and results,
@@ -255,7 +247,7 @@ void third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, 
                 T* c) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch, /*copied=*/true);
+  const Tiles<T> tiles(weight, batch);
   const int64_t step = batch_step<T>(batch, pairs.n1 + pairs.n2 + n3);
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);
@@ -291,7 +283,7 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
                T* grad_a, T* grad_b) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch, /*copied=*/true);
+  const Tiles<T> tiles(weight, batch);
   const int64_t step = batch_step<T>(batch, 2 * (pairs.n1 + pairs.n2) + n3);
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);

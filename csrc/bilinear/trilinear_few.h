@@ -1,36 +1,21 @@
 // The third and the pair pass of trilinear_cpu.h for few rows of the batch, which would not fill
-// vectors, nor pay for copies of the weight: rows stay as they lie, (batch, features), the
-// elementwise loops run along the second feature v, and the products are ATen's.
+// vectors: rows stay as they lie, (batch, features), and vectors run along the second feature v in
+// the elementwise loops, along the thirds t or the pairs in the products.
 #pragma once
-#include <ATen/ops/addmm_cpu_dispatch.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm_cpu_dispatch.h>
-
 #include <cstring>
 
 #include "bilinear/trilinear_cpu.h"
 
 namespace blockops::cpu {
 
-// Whether rows of the batch are so few.
-inline bool is_few(int64_t batch) { return batch < 32 || 5 * batch < 4 * round_up(batch, 16); }
-
-// out = a b, or out += a b: ATen's matrix product, straight to its CPU kernel. In a parallel region
-// it runs on the calling thread.
-template <class T>
-void multiply(Matrix<const T> a, Matrix<const T> b, Matrix<T> out, bool accumulate) {
-  const auto view = [](auto matrix) {
-    return at::from_blob(const_cast<T*>(matrix.data), {matrix.rows, matrix.cols},
-                         {matrix.row_stride, matrix.col_stride},
-                         at::TensorOptions(c10::CppTypeToScalarType<T>::value));
-  };
-  auto result = view(out);
-  if (accumulate) {
-    at::cpu::addmm_(result, view(a), view(b));
-  } else {
-    at::cpu::mm_out(result, view(a), view(b));
-  }
+// Whether rows of the batch are so few. For the pair pass of symmetric pairs, whose tiles must be
+// transposed here, they are where they would fill vectors poorly.
+inline bool is_few(int64_t batch) { return batch <= 64; }
+inline bool is_few_symmetric(int64_t batch) {
+  return batch < 32 || 5 * batch < 4 * round_up(batch, 16);
 }
+
+constexpr int64_t kInPlace = 8;  // rows of the batch that a product reads the weight once for
 
 // sum_s x_s y_s, by vectors.
 template <class T>
@@ -61,12 +46,12 @@ inline void add_scaled(const T* x, T factor, int64_t count, T* __restrict sums) 
 // grad_b the two may fall on the same element, one after the other.
 template <class T>
 BLOCKOPS_SIMD_CLONES void contract_rows(const Pairs& pairs, int64_t begin, int64_t end,
-                                        int64_t batch, const T* A, const T* a, const T* b,
+                                        int64_t batch, Rows<const T> A, const T* a, const T* b,
                                         T* grad_a, T* grad_b) {
   for (Run run(pairs, begin, end); run.valid(); run.advance())
     for (int64_t r = 0; r < batch; ++r) {
       const int64_t at_u = r * pairs.n1 + run.u, at_v = r * pairs.n2 + run.v;
-      const T* const A_v = A + r * (end - begin) + run.offset;
+      const T* const A_v = A[r] + run.offset;
       add_scaled(A_v, a[at_u], run.count, grad_b + at_v);
       grad_a[at_u] += dot(A_v, b + at_v, run.count);
     }
@@ -76,40 +61,62 @@ BLOCKOPS_SIMD_CLONES void contract_rows(const Pairs& pairs, int64_t begin, int64
 template <class T>
 void store_parts(T* sums, int64_t parts, int64_t batch, int64_t features, const T* bias, T* out) {
   const int64_t size = batch * features;
-  for (int64_t part = 1; part < parts; ++part) add_to(sums + part * size, size, sums);
+  add_parts(sums, parts, size, size);
   for (int64_t r = 0; bias && r < batch; ++r)
     for (int64_t f = 0; f < features; ++f) sums[r * features + f] += bias[f];
   std::copy(sums, sums + size, out);
 }
 
-// Pairs of a tile: more than where the batch is long, as there is less else to keep in the cache.
-inline int64_t few_tile(const Cut& cut) {
-  const int64_t most = std::clamp<int64_t>(3 * kTileSize / cut.n3, kDepth, 6 * kTile);
-  return stretch(cut.chunk_pairs, most, 16);
-}
-
-// third_pass for few rows.
+// third_pass for few rows and symmetric pairs.
 template <class T>
-void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* bias,
-                    T* c) {
+void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* bias, T* c) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch, /*copied=*/false);
-  const Cut cut(batch, pairs.size(), n3, n3, max_parts<T>(batch * n3));
-  const int64_t tile = few_tile(cut);
+  const Cut cut(batch, pairs.size(), n3, kThirds, max_parts<T>(batch * n3));
   const Buffer<T> sums(cut.chunks * batch * n3);
-  const int64_t products_size = batch * tile;
-  for_each_task<T>(
-      cut, products_size + tiles.scratch_size(tile, n3), [&](const Task& task, T* scratch) {
-        const Matrix<T> out{sums.get() + task.chunk * batch * n3, batch, n3, n3, 1};
-        for (int64_t p = task.begin; p < task.end; p += tile) {
-          const int64_t end = std::min(task.end, p + tile);
-          khatri_rao_rows<T>(pairs, p, end, batch, a, b, {scratch, end - p});
-          multiply<T>({scratch, batch, end - p, end - p, 1},
-                      tiles.tile(p, end, 0, n3, scratch + products_size), out, p > task.begin);
-        }
-      });
+  const int64_t stride = padded(cut.thirds), products_size = batch * kDepth;
+  for_each_task<T>(cut, products_size + kDepth * stride, [&](const Task& task, T* scratch) {
+    const Rows<T> products{scratch, kDepth}, tile{scratch + products_size, stride};
+    const Rows<T> out{sums.get() + task.chunk * batch * n3 + task.third, n3};
+    for (int64_t p = task.begin; p < task.end; p += kDepth) {
+      const int64_t end = std::min(task.end, p + kDepth);
+      khatri_rao_rows<T>(pairs, p, end, batch, a, a, products);
+      pack_symmetric(weight, p, end, task.third, task.thirds, tile);
+      product<T>({products.data, batch, end - p, kDepth, 1}, tile, task.thirds, out,
+                 p > task.begin);
+    }
+  });
   store_parts(sums.get(), cut.chunks, batch, n3, bias, c);
+}
+
+// bilinear's forward pass for few rows: y_k = (x1 W_k) x2 + bias_k, W as it lies.
+template <class T>
+void few_forward(int64_t batch, int64_t n1, int64_t n2, int64_t m, const T* x1, const T* x2,
+                 const T* W, const T* bias, T* y) {
+  const int64_t tasks = std::clamp<int64_t>(batch * n1 * n2 * m / kTaskWork, 1, kTasks);
+  const int64_t outputs = ceil_div(m, tasks);
+  const T* const W_end = W + m * n1 * n2;
+  const int64_t width = stretch(n2, kThirds, 16), stride = padded(width);
+  for_each_part(ceil_div(m, outputs), [&](int64_t part) {
+    const Buffer<T> scratch((batch + kDepth) * stride);
+    const Rows<T> products{scratch.get(), stride}, tile{products[batch], stride};
+    for (int64_t k = part * outputs; k < std::min(m, (part + 1) * outputs); ++k) {
+      for (int64_t r = 0; r < batch; ++r) y[r * m + k] = bias ? bias[k] : T(0);
+      for (int64_t j = 0; j < n2; j += width) {
+        const int64_t cols = std::min(width, n2 - j);
+        for (int64_t i = 0; i < n1; i += kDepth) {
+          const int64_t depth = std::min(kDepth, n1 - i);
+          const T* const from = W + (k * n1 + i) * n2 + j;
+          const bool in_place = batch <= kInPlace && from + depth * n2 + 16 <= W_end;
+          if (!in_place) copy_tile(from, n2, depth, cols, tile);
+          product<T>({x1 + i, batch, depth, n1, 1},
+                     in_place ? Rows<const T>{from, n2} : Rows<const T>(tile), cols, products,
+                     i > 0);
+        }
+        for (int64_t r = 0; r < batch; ++r) y[r * m + k] += dot(products[r], x2 + r * n2 + j, cols);
+      }
+    }
+  });
 }
 
 // pair_pass for few rows.
@@ -118,26 +125,33 @@ void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* 
                    T* grad_a, T* grad_b) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3, n1 = pairs.n1, n2 = pairs.upper ? 0 : pairs.n2;
-  const bool crowded = weight.third_stride * sizeof(T) % 4096 == 0;
-  const Tiles<T> tiles(weight, batch, /*copied=*/crowded);
   const Cut cut(batch, pairs.size(), n3, n3, max_parts<T>(batch * (n1 + n2)));
-  const int64_t tile = few_tile(cut);
   const Buffer<T> sums_a(cut.chunks * batch * n1), sums_b(cut.chunks * batch * n2);
-  const int64_t products_size = batch * tile;
-  for_each_task<T>(cut, products_size + tiles.scratch_size(tile, n3),
-                   [&](const Task& task, T* scratch) {
-                     T* const to_a = sums_a.get() + task.chunk * batch * n1;
-                     T* const to_b = pairs.upper ? to_a : sums_b.get() + task.chunk * batch * n2;
-                     std::fill_n(to_a, batch * n1, T(0));
-                     std::fill_n(to_b, batch * pairs.n2, T(0));
-                     for (int64_t p = task.begin; p < task.end; p += tile) {
-                       const int64_t end = std::min(task.end, p + tile);
-                       multiply<T>({c, batch, n3, n3, 1},
-                                   tiles.tile(p, end, 0, n3, scratch + products_size).transposed(),
-                                   {scratch, batch, end - p, end - p, 1}, false);
-                       contract_rows(pairs, p, end, batch, scratch, a, b, to_a, to_b);
-                     }
-                   });
+  const int64_t width = stretch(cut.chunk_pairs, kThirds, 16), stride = padded(width);
+  const int64_t A_size = batch * stride, tile_size = kDepth * stride;
+  for_each_task<T>(cut, A_size + 2 * tile_size, [&](const Task& task, T* scratch) {
+    T* const to_a = sums_a.get() + task.chunk * batch * n1;
+    T* const to_b = pairs.upper ? to_a : sums_b.get() + task.chunk * batch * n2;
+    std::fill_n(to_a, batch * n1, T(0));
+    std::fill_n(to_b, batch * pairs.n2, T(0));
+    const Rows<T> A{scratch, stride}, tile{A[batch], stride};
+    T* const packed = tile[kDepth];
+    for (int64_t p = task.begin; p < task.end; p += width) {
+      const int64_t end = std::min(task.end, p + width);
+      for (int64_t t = 0; t < n3; t += kDepth) {
+        const int64_t depth = std::min(kDepth, n3 - t);
+        if (pairs.upper) {
+          pack_symmetric(weight, p, end, t, depth, {packed, depth});
+          transpose(packed, depth, end - p, depth, tile.data, stride);
+        } else {
+          copy_tile(weight.data + t * weight.third_stride + p, weight.third_stride, depth, end - p,
+                    tile);
+        }
+        product<T>({c + t, batch, depth, n3, 1}, tile, end - p, A, t > 0);
+      }
+      contract_rows<T>(pairs, p, end, batch, A, a, b, to_a, to_b);
+    }
+  });
   store_parts<T>(sums_a.get(), cut.chunks, batch, n1, nullptr, grad_a);
   if (!pairs.upper) store_parts<T>(sums_b.get(), cut.chunks, batch, n2, nullptr, grad_b);
 }

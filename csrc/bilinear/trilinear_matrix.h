@@ -92,8 +92,7 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
   constexpr int64_t kStretch = 1 << 14;
   for_each_part(ceil_div(size * n3, kStretch), [&](int64_t index) {
     const int64_t begin = index * kStretch, end = std::min(size * n3, begin + kStretch);
-    for (int64_t part = 1; part < cut.parts; ++part)
-      add_to(partial.get() + part * size * n3 + begin, end - begin, partial.get() + begin);
+    add_parts(partial.get() + begin, cut.parts, size * n3, end - begin);
     std::copy(partial.get() + begin, partial.get() + end, grad + begin);
   });
 }
@@ -135,8 +134,7 @@ void symmetric_matrix_pass(int64_t n, int64_t n3, int64_t batch, const T* a, con
   for_each_part(cut.tiles, [&](int64_t tile) {
     const int64_t p = tile * cut.tile, p_end = std::min(size, p + cut.tile);
     T* const sums = partial.get() + p * n3;
-    for (int64_t part = 1; part < cut.parts; ++part)
-      add_to(sums + part * size * n3, (p_end - p) * n3, sums);
+    add_parts(sums, cut.parts, size * n3, (p_end - p) * n3);
     unpack_symmetric<T>(pairs, n3, {sums, n3}, p, p_end, n3, grad);
   });
 }

@@ -157,8 +157,7 @@ void outer_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, const
   if (cut.parts == 1) return;
   for_each_part(cut.pieces(), [&](int64_t nth) {
     T* const sums = partial.get() + nth * cut.sums_size;
-    for (int64_t part = 1; part < cut.parts; ++part)
-      add_to(sums + part * cut.pieces() * cut.sums_size, cut.sums_size, sums);
+    add_parts(sums, cut.parts, cut.pieces() * cut.sums_size, cut.sums_size);
     store_sums(pairs, n3, cut, cut.start(nth), sums, M);
   });
 }

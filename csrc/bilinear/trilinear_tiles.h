@@ -152,7 +152,14 @@ BLOCKOPS_SIMD_CLONES void pack_symmetric(const Weight<T>& weight, int64_t begin,
   }
 }
 
-// The way back: `count` columns of rows [begin, end) of M to both halves of grad (n, n, m).
+// Part of a matrix with rows `stride` apart, to rows of their own.
+template <class T>
+void copy_tile(const T* from, int64_t stride, int64_t rows, int64_t cols, Rows<T> to) {
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * stride, cols, to[r]);
+}
+
+// pack_symmetric's way back: `count` columns of rows [begin, end) of M to both halves of grad
+// (n, n, m).
 template <class T>
 BLOCKOPS_SIMD_CLONES void unpack_symmetric(const Pairs& pairs, int64_t m, Rows<const T> rows,
                                            int64_t begin, int64_t end, int64_t count, T* grad) {
@@ -168,9 +175,11 @@ BLOCKOPS_SIMD_CLONES void unpack_symmetric(const Pairs& pairs, int64_t m, Rows<c
   }
 }
 
+// sums[i] += the further parts, part_stride apart, in order.
 template <class T>
-BLOCKOPS_SIMD_CLONES void add_to(const T* in, int64_t count, T* __restrict sums) {
-  for (int64_t i = 0; i < count; ++i) sums[i] += in[i];
+BLOCKOPS_SIMD_CLONES void add_parts(T* sums, int64_t parts, int64_t part_stride, int64_t count) {
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < count; ++i) sums[i] += sums[part * part_stride + i];
 }
 
 template <class T>

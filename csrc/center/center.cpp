@@ -2,21 +2,16 @@
 //
 // x - mean(x) is linear and self-adjoint: its backward pass is center itself, of the gradient, and
 // so is every higher derivative. Nothing is saved but the axes.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "center/checks.h"
 #include "core/autograd.h"
+#include "core/node.h"
 #include "core/python.h"
 
 namespace blockops {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 Tensor center_meta(const Tensor& x, at::OptionalIntArrayRef dim) {
   check_center(x, dim);
@@ -30,24 +25,18 @@ Tensor center(const Tensor& x, at::OptionalIntArrayRef dim) {
 }
 
 template <class N>
-struct CenterFunction : Function<CenterFunction<N>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, at::OptionalIntArrayRef dim) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    if (dim) ctx->saved_data["dim"] = dim->vec();
-    return center<N>(x, dim);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->saved_data.find("dim");
-    if (saved == ctx->saved_data.end()) return {center<N>(grads[0], {}), Tensor()};
-    return {center<N>(grads[0], saved->second.toIntVector()), Tensor()};
+struct CenterRule {
+  static constexpr const char* name = "CenterBackward";
+  static constexpr size_t inputs = 1, saved = 0;
+  static constexpr bool saves_result = false;
+  static variable_list backward(const Backward<CenterRule>& call) {
+    return {center<N>(call.grad, call.ints ? at::OptionalIntArrayRef(*call.ints) : std::nullopt)};
   }
 };
 
 template <class N>
 Tensor center_autograd(const Tensor& x, at::OptionalIntArrayRef dim) {
-  if (needs_graph(x)) return CenterFunction<N>::apply(x, dim);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return center<N>(x, dim);
+  return recorded<CenterRule<N>>([&] { return center<N>(x, dim); }, {{}, dim}, x);
 }
 
 void define_schema(torch::Library& library) {

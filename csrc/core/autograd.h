@@ -1,11 +1,9 @@
 // What every op's autograd needs: typed calls through the dispatcher, by namespace, so that one
-// backward formula serves each set of kernels; the rule of autocast; the test for the path without
-// a graph; and the gradient of a bias.
+// backward formula serves each set of kernels; the rule of autocast; and the gradient of a bias.
 #pragma once
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/sum.h>
 
 #include <numeric>
@@ -31,15 +29,6 @@ auto typed_op(const char* op) {
       .template typed<Signature>();
 }
 
-inline bool wants_graph(const at::Tensor& tensor) {
-  // Forward-mode tangents count: on the fast path a jvp would be silently zero, with them the
-  // graph's construction raises autograd's own error.
-  return (tensor.requires_grad() && at::GradMode::is_enabled()) || tensor._fw_grad(0).defined();
-}
-inline bool wants_graph(const std::optional<at::Tensor>& tensor) {
-  return tensor && wants_graph(*tensor);
-}
-
 // A lower-precision op under autocast: called again with all its tensors in the autocast dtype.
 template <c10::DeviceType device, class Op, class... Tensors>
 at::Tensor in_autocast_dtype(const Op& op, const Tensors&... tensors) {
@@ -47,12 +36,6 @@ at::Tensor in_autocast_dtype(const Op& op, const Tensors&... tensors) {
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const auto dtype = at::autocast::get_autocast_dtype(device);
   return op(at::autocast::cached_cast(dtype, tensors, device)...);
-}
-
-// Whether a call must record a graph node for any of its inputs.
-template <class... Tensors>
-bool needs_graph(const Tensors&... inputs) {
-  return (wants_graph(inputs) || ...);
 }
 
 // The sum of grad (*, m) over its leading dimensions.

@@ -1,9 +1,9 @@
 // What the CPU kernels share: tensors as plain pointers, scratch memory, parallel parts with fixed
 // bits.
 #pragma once
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
@@ -29,7 +29,7 @@ const T* pointer(const at::Tensor& tensor) {
 
 // Fresh memory for a result.
 inline at::Tensor result(at::IntArrayRef sizes, at::ScalarType dtype) {
-  const at::Tensor tensor = at::empty(sizes, at::TensorOptions(dtype));
+  const at::Tensor tensor = at::detail::empty_cpu(sizes, dtype);  // costs no dispatch
   advise_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
   return tensor;
 }
@@ -60,13 +60,11 @@ class Buffer {  // aligned, uninitialised
   c10::DataPtr data_;
 };
 
-// Runs body(part) for every part in [0, count). at::parallel_for would run a single part outside of
-// a parallel region, where ATen's product takes threads of its own and other bits with them: an
-// empty second part keeps the region.
+// Runs body(part) for every part in [0, count).
 template <class Body>
 void for_each_part(int64_t count, const Body& body) {
-  at::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < std::min(last, count); ++part) body(part);
+  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) body(part);
   });
 }
 

@@ -56,9 +56,8 @@ BLOCKOPS_SIMD_CLONES void product_tile(const Matrix<const T>& a, Rows<const T> b
     for (int v = 0; v < vectors; ++v) __builtin_prefetch(out[u] + v * width, /*write=*/1);
   Vector total[rows][vectors] = {};
   for (int64_t d = 0; d < depth; ++d, a_d += a_col, b_d += b.stride) {
-    const auto* const from = reinterpret_cast<const Vector*>(b_d);
     Vector b_v[vectors];
-    for (int v = 0; v < vectors; ++v) b_v[v] = from[v];
+    for (int v = 0; v < vectors; ++v) std::memcpy(&b_v[v], b_d + v * width, sizeof(Vector));
     for (int u = 0; u < rows; ++u)
       for (int v = 0; v < vectors; ++v) total[u][v] += a_d[u * a_row] * b_v[v];
   }
@@ -77,7 +76,8 @@ BLOCKOPS_SIMD_CLONES void product_tile(const Matrix<const T>& a, Rows<const T> b
   }
 }
 
-// The tiles of some columns, `vectors` registers wide: of most rows, then half as many, then one.
+// The tiles of some columns, `vectors` registers wide: of most rows, and of half as many, two and
+// one for what is left.
 template <class T, class Registers, int vectors>
 void product_columns(Matrix<const T> a, Rows<const T> b, int64_t cols, Rows<T> out,
                      bool accumulate) {
@@ -90,7 +90,8 @@ void product_columns(Matrix<const T> a, Rows<const T> b, int64_t cols, Rows<T> o
   constexpr int most = kTileRows<Registers>;
   while (a.rows >= most) step(std::integral_constant<int, most>());
   if (a.rows >= most / 2) step(std::integral_constant<int, most / 2>());
-  while (a.rows > 0) step(std::integral_constant<int, 1>());
+  if (a.rows >= 2) step(std::integral_constant<int, 2>());
+  if (a.rows >= 1) step(std::integral_constant<int, 1>());
 }
 
 template <class T, class Registers>
@@ -111,8 +112,8 @@ void product(const Matrix<const T>& a, Rows<const T> b, int64_t cols, Rows<T> ou
   }
 }
 
-// out (a.rows, cols) = a b, or += a b. The rows of b begin at multiples of 64 bytes and are read to
-// the next one.
+// out (a.rows, cols) = a b, or += a b. The rows of b are read in whole vectors of at most 64 bytes,
+// past `cols` if need be; where they are read often they should begin at multiples of 64 bytes.
 template <class T>
 void product(const Matrix<const T>& a, Rows<const T> b, int64_t cols, Rows<T> out,
              bool accumulate) {

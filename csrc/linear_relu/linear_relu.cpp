@@ -4,27 +4,22 @@
 // y = relu(z) with z = x W^T + bias. grad_z is grad where y > 0, and NaN in y lets grad through, as
 // torch.relu does. Backward keeps y, x where the weight learns, and the weight where x wants a
 // gradient: what it does not keep may change, as with torch.nn.Linear.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <array>
 #include <tuple>
 
 #include "core/autograd.h"
+#include "core/node.h"
 #include "core/python.h"
 #include "linear_relu/checks.h"
 
 namespace blockops {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 using ThreeBools = std::array<bool, 3>;
@@ -80,8 +75,6 @@ ThreeTensors linear_relu_backward(const Tensor& grad, const OptionalTensor& x,
 }
 
 // ---- autograd ----
-//
-// A bias that was not given has no edge in the graph to ask about: has_bias says so.
 
 OptionalTensor given(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
@@ -101,38 +94,29 @@ variable_list composed_backward(const Tensor& grad, const Tensor& x, const Tenso
           wanted[2] ? bias_gradient(grad_z) : Tensor()};
 }
 
-template <class N, bool has_bias>
-struct LinearReluFunction : Function<LinearReluFunction<N, has_bias>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
-                        const OptionalTensor& bias) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor y = linear_relu<N>(x, weight, bias);
-    ctx->save_for_backward(
-        {weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor(), y});
-    return y;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &weight = saved[1], &y = saved[2], &g = grads[0];
-    const ThreeBools wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                               has_bias && ctx->needs_input_grad(2)};
-    if (at::GradMode::is_enabled()) return composed_backward(g, x, weight, y, wanted);
+template <class N>
+struct LinearReluRule {
+  static constexpr const char* name = "LinearReluBackward";
+  static constexpr size_t inputs = 3, saved = 3;
+  static constexpr bool saves_result = true;
+  static variable_list backward(const Backward<LinearReluRule>& call) {
+    const auto& [x, weight, y] = call.saved;
+    if (at::GradMode::is_enabled()) return composed_backward(call.grad, x, weight, y, call.wanted);
     at::AutoDispatchBelowADInplaceOrView guard;  // past the boxed fallback: no graph is wanted
-    const auto [grad_x, grad_weight, grad_bias] =
-        linear_relu_backward<N>(g, given(x), given(weight), y, wanted);
-    return {wanted[0] ? grad_x : Tensor(), wanted[1] ? grad_weight : Tensor(),
-            wanted[2] ? grad_bias : Tensor()};
+    auto [grad_x, grad_weight, grad_bias] =
+        linear_relu_backward<N>(call.grad, given(x), given(weight), y, call.wanted);
+    return {call.wanted[0] ? std::move(grad_x) : Tensor(),
+            call.wanted[1] ? std::move(grad_weight) : Tensor(),
+            call.wanted[2] ? std::move(grad_bias) : Tensor()};
   }
 };
 
 template <class N>
 Tensor linear_relu_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  if (needs_graph(x, weight, bias)) {
-    return bias ? LinearReluFunction<N, true>::apply(x, weight, bias)
-                : LinearReluFunction<N, false>::apply(x, weight, bias);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return linear_relu<N>(x, weight, bias);
+  return recorded<LinearReluRule<N>>(
+      [&] { return linear_relu<N>(x, weight, bias); },
+      {{weight.requires_grad() ? &x : nullptr, x.requires_grad() ? &weight : nullptr}}, x, weight,
+      bias);
 }
 
 // ---- autocast: a lower-precision op, as torch's linear is ----

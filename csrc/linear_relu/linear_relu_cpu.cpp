@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_backward_cpu(const Tensor& grad,
   const Tensor x_in = wanted[1] ? operand(*x, dtype) : Tensor();
   const Tensor weight_in = wanted[0] ? operand(*weight, dtype) : Tensor();
   const auto made = [&](bool is_wanted, at::IntArrayRef sizes) {
-    return is_wanted ? result(sizes, dtype) : at::empty({0}, at::TensorOptions(dtype));
+    return result(is_wanted ? sizes : at::IntArrayRef(0), dtype);
   };
   at::DimVector sizes(grad.sizes());
   sizes.back() = n;
