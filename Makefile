@@ -77,9 +77,9 @@ cuda-build: $(TOOLS)
 	  || { cat build/cuda.log; exit 1; }; \
 	cd build/cuda; $$python -m blockops; \
 	$$python -m pytest -q $(addprefix $(CURDIR)/tests/test_,cuda_build.py dispatch.py contract.py \
-	  triton_kernels.py triton_tuning.py) \
-	  -k "test_cuda_build or test_dispatch or (native_cpu and center) or test_compiled \
-	  or test_triton_tuning"
+	  autograd_node.py triton_kernels.py triton_tuning.py) \
+	  -k "test_cuda_build or test_dispatch or (native_cpu and center) or test_autograd_node \
+	  or test_compiled or test_triton_tuning"
 
 $(CUDA_VENV)/bin/python:
 	@$(PY) -c 'import build_config as b; b.find_cuda_home() or b.fail("there is no CUDA toolkit")'

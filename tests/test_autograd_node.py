@@ -1,6 +1,8 @@
 """The nodes that the ops leave in the autograd graph (csrc/core/node.h): what those of PyTorch do,
 these must too."""
 
+import weakref
+
 import pytest
 import support
 import torch
@@ -46,6 +48,35 @@ def test_compiled_autograd(case):
     assert graphs
     actual = [y.detach(), *(leaf.grad for leaf in leaves)]
     support.assert_same_bits(dict(zip(expected, actual, strict=True)), expected)
+
+
+def test_compiled_autograd_with_fewer_gradients():
+    x, weight, bias = torch.randn(5, 4), torch.randn(3, 4), torch.randn(3)
+    for learning in (x, weight, bias):
+        learning.requires_grad_()
+        (expected,) = torch.autograd.grad(blockops.linear_relu(x, weight, bias).sum(), learning)
+        torch._dynamo.reset()
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            blockops.linear_relu(x, weight, bias).sum().backward()
+        assert torch.equal(learning.grad, expected)
+        learning.requires_grad_(False)
+
+
+def test_compiled_autograd_tells_axes_apart():
+    torch._dynamo.reset()
+    grad = torch.randn(3, 3)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        for dim in (0, 1, None):
+            x = torch.randn(3, 3, requires_grad=True)
+            blockops.center(x, dim).backward(grad)
+            assert torch.equal(x.grad, blockops.center(grad, dim))
+
+
+def test_a_saved_result_is_no_reference_cycle():
+    y = blockops.linear_relu(torch.randn(5, 4, requires_grad=True), torch.randn(3, 4))
+    alive = weakref.ref(y)
+    del y
+    assert alive() is None
 
 
 @pytest.mark.parametrize("case", support.named("leading"), ids=case_id)

@@ -101,6 +101,7 @@ CPU_SHAPES = [
     quadratic_case("most_few_outputs", (130,), 17, 16),
     bilinear_case("one_of_few_rows", (1,), 70, 50, 40, bias=True),
     bilinear_case("weight_in_place", (8,), 200, 45, 20, bias=True),  # but for its end
+    bilinear_case("wide_weight_in_place", (8,), 20, 390, 17, bias=True),
     bilinear_case("few_rows_wide", (9,), 195, 390, 17, bias=True),  # stretches of both features
     bilinear_case("most_few_rows", (64,), 30, 28, 33),
     bilinear_case("least_tiled_rows", (65,), 30, 28, 33),

@@ -107,7 +107,7 @@ void few_forward(int64_t batch, int64_t n1, int64_t n2, int64_t m, const T* x1, 
         for (int64_t i = 0; i < n1; i += kDepth) {
           const int64_t depth = std::min(kDepth, n1 - i);
           const T* const from = W + (k * n1 + i) * n2 + j;
-          const bool in_place = batch <= kInPlace && from + depth * n2 + 16 <= W_end;
+          const bool in_place = batch <= kInPlace && W_end - from >= depth * n2 + 16;
           if (!in_place) copy_tile(from, n2, depth, cols, tile);
           product<T>({x1 + i, batch, depth, n1, 1},
                      in_place ? Rows<const T>{from, n2} : Rows<const T>(tile), cols, products,
@@ -128,8 +128,8 @@ void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* 
   const Cut cut(batch, pairs.size(), n3, n3, max_parts<T>(batch * (n1 + n2)));
   const Buffer<T> sums_a(cut.chunks * batch * n1), sums_b(cut.chunks * batch * n2);
   const int64_t width = stretch(cut.chunk_pairs, kThirds, 16), stride = padded(width);
-  const int64_t A_size = batch * stride, tile_size = kDepth * stride;
-  for_each_task<T>(cut, A_size + 2 * tile_size, [&](const Task& task, T* scratch) {
+  const int64_t packed_size = pairs.upper ? kDepth * width : 0;
+  for_each_task<T>(cut, (batch + kDepth) * stride + packed_size, [&](const Task& task, T* scratch) {
     T* const to_a = sums_a.get() + task.chunk * batch * n1;
     T* const to_b = pairs.upper ? to_a : sums_b.get() + task.chunk * batch * n2;
     std::fill_n(to_a, batch * n1, T(0));

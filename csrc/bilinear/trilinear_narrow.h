@@ -16,8 +16,44 @@ template <class T, class Registers, int M>
 struct Block {
   typedef T Vector __attribute__((vector_size(Registers::bytes)));
   static constexpr int vectors = M * 4 <= Registers::sums ? 4 : M * 2 <= Registers::sums ? 2 : 1;
+  static constexpr int rows = std::max(1, Registers::sums / (M * vectors));  // features u at once
   static constexpr int64_t lanes = vectors * static_cast<int64_t>(sizeof(Vector) / sizeof(T));
 };
+
+// c_t += sum_v M[uv, t] a_u b_v for `rows` features u from `first` on: each b_v is read once for
+// all. Of symmetric pairs the square is apart: in one sum with the rest an infinite a_u would lose
+// its sign.
+template <class T, class Registers, int M, int rows, class Vector, int vectors>
+[[gnu::always_inline]] inline void narrow_third_rows(const Pairs& pairs, int64_t first,
+                                                     const T* weight, const Vector* a,
+                                                     const Vector* b, Vector (&c)[M][vectors]) {
+  Vector sum[rows][M][vectors] = {};
+  const T* M_u[rows];
+  const int64_t begin = pairs.upper ? first + rows : 0;  // the first v of all of them
+#pragma GCC unroll 24                                    // or the sums would be kept in memory
+  for (int u = 0; u < rows; ++u) {
+    M_u[u] = weight + pairs.row_start(first + u) * M;
+    if (!pairs.upper) continue;
+    for (int i = 0; i < vectors; ++i) {
+      const Vector square = a[(first + u) * vectors + i] * a[(first + u) * vectors + i];
+      for (int t = 0; t < M; ++t) c[t][i] += M_u[u][t] * square;
+    }
+#pragma GCC unroll 24
+    for (int v = u + 1; v < rows; ++v)
+      for (int t = 0; t < M; ++t)
+        for (int i = 0; i < vectors; ++i)
+          sum[u][t][i] += M_u[u][(v - u) * M + t] * b[(first + v) * vectors + i];
+    M_u[u] += (rows - u) * M;
+  }
+  for (int64_t v = begin; v < pairs.n2; ++v)
+    for (int u = 0; u < rows; ++u)
+      for (int t = 0; t < M; ++t)
+        for (int i = 0; i < vectors; ++i)
+          sum[u][t][i] += M_u[u][(v - begin) * M + t] * b[v * vectors + i];
+  for (int u = 0; u < rows; ++u)
+    for (int t = 0; t < M; ++t)
+      for (int i = 0; i < vectors; ++i) c[t][i] += sum[u][t][i] * a[(first + u) * vectors + i];
+}
 
 // c_t = sum_uv M[uv, t] a_u b_v for one block; a, b and c are (features, lanes), M has rows of n3.
 template <class T, class Registers, int M>
@@ -25,26 +61,14 @@ BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight
                                              const T* b_rows, T* c_rows) {
   using Vector = typename Block<T, Registers, M>::Vector;
   constexpr int vectors = Block<T, Registers, M>::vectors;
+  constexpr int rows = Block<T, Registers, M>::rows;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const b = reinterpret_cast<const Vector*>(b_rows);
   Vector c[M][vectors] = {};
-  for (int64_t u = 0; u < pairs.n1; ++u) {
-    int64_t v = pairs.first_v(u);
-    if (pairs.upper) {  // the square apart: in one sum with the rest an infinite a_u loses its sign
-      for (int i = 0; i < vectors; ++i) {
-        const Vector square = a[u * vectors + i] * a[u * vectors + i];
-        for (int t = 0; t < M; ++t) c[t][i] += weight[t] * square;
-      }
-      ++v;
-      weight += M;
-    }
-    Vector sum[M][vectors] = {};
-    for (; v < pairs.n2; ++v, weight += M)
-      for (int t = 0; t < M; ++t)
-        for (int i = 0; i < vectors; ++i) sum[t][i] += weight[t] * b[v * vectors + i];
-    for (int t = 0; t < M; ++t)
-      for (int i = 0; i < vectors; ++i) c[t][i] += sum[t][i] * a[u * vectors + i];
-  }
+  int64_t u = 0;
+  for (; u + rows <= pairs.n1; u += rows)
+    narrow_third_rows<T, Registers, M, rows>(pairs, u, weight, a, b, c);
+  for (; u < pairs.n1; ++u) narrow_third_rows<T, Registers, M, 1>(pairs, u, weight, a, b, c);
   for (int t = 0; t < M; ++t)
     for (int i = 0; i < vectors; ++i) reinterpret_cast<Vector*>(c_rows)[t * vectors + i] = c[t][i];
 }
@@ -105,7 +129,7 @@ BLOCKOPS_SIMD_CLONES void narrow_square_block(int64_t n, const T* weight, const 
                                               const T* c_rows, T* grad_rows) {
   using Vector = typename Block<T, Registers, M>::Vector;
   constexpr int vectors = Block<T, Registers, M>::vectors;
-  constexpr int rows = std::max(1, Registers::sums / (M * vectors));
+  constexpr int rows = Block<T, Registers, M>::rows;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const c = reinterpret_cast<const Vector*>(c_rows);
   auto* const grad = reinterpret_cast<Vector*>(grad_rows);

@@ -24,7 +24,8 @@ namespace {
 
 using namespace cpu;
 
-constexpr int64_t kDirectWork = 1 << 17;    // multiply-adds
+constexpr std::array<int64_t, 1> kNothing = {0};  // the size of a gradient that is not wanted
+constexpr int64_t kDirectWork = 1 << 17;          // multiply-adds
 constexpr int64_t kDirectWeight = 1 << 14;  // elements, all of which the plain loops transpose
 
 // Whether the plain loops win.
@@ -153,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu_backward_cpu(const Tensor& grad,
   const Tensor x_in = wanted[1] ? operand(*x, dtype) : Tensor();
   const Tensor weight_in = wanted[0] ? operand(*weight, dtype) : Tensor();
   const auto made = [&](bool is_wanted, at::IntArrayRef sizes) {
-    return result(is_wanted ? sizes : at::IntArrayRef(0), dtype);
+    return result(is_wanted ? sizes : at::IntArrayRef(kNothing), dtype);
   };
   at::DimVector sizes(grad.sizes());
   sizes.back() = n;
