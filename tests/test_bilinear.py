@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from time import perf_counter
 
 import pytest
 import support
@@ -432,3 +433,38 @@ def test_memory_of_a_training_step(op, rows, n, m):
     assert 4 * gradients <= peak(sizes) <= 4 * (packed + gradients + results) + 16 * MIB
     assert max(sizes) <= max(4 * module.weight.numel(), 4 * rows * max(n, m), 6 * MIB)
     assert max(sizes) < 4 * rows * n * n
+
+
+def fastest_after(junk, call):
+    """Seconds, the least of ten calls, where freed memory holds a number."""
+    times = []
+    for _ in range(10):
+        sizes = [2**power for power in range(6, 19) for _ in range(4)]
+        held = [torch.full((size,), junk) for size in sizes]
+        del held
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        bilinear_case("few_rows", (50,), 50, 100, 150),
+        bilinear_case("tiles", (100,), 60, 50, 70),
+        quadratic_case("few_rows", (50,), 100, 150),
+        quadratic_case("tiles", (100,), 60, 70),
+    ],
+    ids=support.case_id,
+)
+def test_what_memory_held_costs_nothing(case):
+    """Subnormal numbers take many times as long to multiply on most CPUs: lanes that nobody reads
+    must not hold any."""
+    arguments, grad = support.inputs_of(case, torch.float32)
+
+    def call():
+        support.outputs_of(support.public(case), arguments, grad)
+
+    with support.threads(1):
+        assert fastest_after(1e-40, call) < 2 * fastest_after(1.0, call)

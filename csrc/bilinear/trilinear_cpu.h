@@ -45,6 +45,13 @@ inline int64_t stretch(int64_t size, int64_t most, int64_t multiple) {
 inline int64_t padded(int64_t size) { return (ceil_div(size, 16) | 1) * 16; }
 inline int64_t apart(int64_t size) { return size % 32 ? size : size + 16; }
 
+// Zeros where vectors read past `cols` of some rows. What memory held before would do no harm there
+// but for its price: numbers like 1e-40 are common in it and take many times as long to multiply.
+template <class T>
+void clear_padding(Rows<T> rows, int64_t count, int64_t cols) {
+  for (int64_t r = 0; r < count; ++r) std::fill(rows[r] + cols, rows[r] + round_up(cols, 16), T(0));
+}
+
 // How a pass over `rows` of the batch is cut into tasks: groups of lanes, times chunks of pairs,
 // times stretches of thirds.
 struct Cut {
@@ -107,6 +114,7 @@ class Panels {
   Panels(const T* in, int64_t features, int64_t rows) : Panels(features, rows) {
     for_each_block([&](int64_t row, int64_t lanes) {
       transpose(in + row * features, features, lanes, features, (*this)[row].data, kBlock);
+      clear_padding((*this)[row], features, lanes);
     });
   }
   // The features of the block that begins at `row`.

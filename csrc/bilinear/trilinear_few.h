@@ -78,6 +78,7 @@ void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T*
   for_each_task<T>(cut, products_size + kDepth * stride, [&](const Task& task, T* scratch) {
     const Rows<T> products{scratch, kDepth}, tile{scratch + products_size, stride};
     const Rows<T> out{sums.get() + task.chunk * batch * n3 + task.third, n3};
+    clear_padding(tile, kDepth, task.thirds);
     for (int64_t p = task.begin; p < task.end; p += kDepth) {
       const int64_t end = std::min(task.end, p + kDepth);
       khatri_rao_rows<T>(pairs, p, end, batch, a, a, products);
@@ -100,6 +101,7 @@ void few_forward(int64_t batch, int64_t n1, int64_t n2, int64_t m, const T* x1, 
   for_each_part(ceil_div(m, outputs), [&](int64_t part) {
     const Buffer<T> scratch((batch + kDepth) * stride);
     const Rows<T> products{scratch.get(), stride}, tile{products[batch], stride};
+    clear_padding(tile, kDepth, std::min(width, n2));
     for (int64_t k = part * outputs; k < std::min(m, (part + 1) * outputs); ++k) {
       for (int64_t r = 0; r < batch; ++r) y[r * m + k] = bias ? bias[k] : T(0);
       for (int64_t j = 0; j < n2; j += width) {
@@ -136,6 +138,7 @@ void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* 
     std::fill_n(to_b, batch * pairs.n2, T(0));
     const Rows<T> A{scratch, stride}, tile{A[batch], stride};
     T* const packed = tile[kDepth];
+    clear_padding(tile, kDepth, std::min(width, task.end - task.begin));
     for (int64_t p = task.begin; p < task.end; p += width) {
       const int64_t end = std::min(task.end, p + width);
       for (int64_t t = 0; t < n3; t += kDepth) {

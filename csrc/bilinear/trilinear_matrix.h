@@ -57,8 +57,10 @@ template <class T>
 Buffer<T> padded_rows(const T* in, int64_t rows, int64_t features) {
   Buffer<T> out(rows * padded(features));
   for_each_part(ceil_div(rows, kLanes), [&](int64_t group) {
-    for (int64_t r = group * kLanes; r < std::min(rows, (group + 1) * kLanes); ++r)
-      std::copy(in + r * features, in + (r + 1) * features, out.get() + r * padded(features));
+    const int64_t begin = group * kLanes, end = std::min(rows, begin + kLanes);
+    const Rows<T> to{out.get(), padded(features)};
+    for (int64_t r = begin; r < end; ++r) std::copy_n(in + r * features, features, to[r]);
+    clear_padding<T>({to[begin], to.stride}, end - begin, features);
   });
   return out;
 }
@@ -77,6 +79,7 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
     for_each_part(cut.pieces() * cut.parts, [&](int64_t index) {
       const MatrixTask task(cut, size, rows, index);
       const Buffer<T> products(kRows * kColumns);
+      clear_padding<T>({products.get(), kColumns}, kRows, task.p_end - task.p);
       T* const out = sums + task.part * size * n3 + task.third * size + task.p;
       for (int64_t r = task.begin; r < task.end; r += kRows) {
         const int64_t depth = std::min(kRows, task.end - r);

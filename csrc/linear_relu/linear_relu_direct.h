@@ -54,7 +54,9 @@ BLOCKOPS_SIMD_CLONES void direct_forward(int64_t B, int64_t n, int64_t m, const 
                                          const T* bias, T* y) {
   using Vector = typename Lanes<T, Registers>::Vector;
   constexpr int64_t width = Lanes<T, Registers>::width;
-  Vector block[kDepth];  // of W^T
+  // Of W^T. Lanes past the last output stay zero: numbers like 1e-40, which memory may hold, would
+  // take many times as long to multiply.
+  Vector block[kDepth] = {};
   for (int64_t begin_k = 0; begin_k < m; begin_k += width) {
     const int64_t cols = std::min(width, m - begin_k);
     Vector start = {};
