@@ -23,6 +23,7 @@ constexpr int64_t kLine = 1 << 20;
 constexpr int64_t kManyLines = 16;  // enough to share among threads
 
 struct Tiling : View {
+  bool past_cache;  // the result is written so
   int64_t stretch() const { return std::min(S, kStretch); }
   int64_t stretches() const { return ceil_div(S, stretch()); }
   int64_t units() const { return R * stretches(); }
@@ -77,10 +78,10 @@ void subtract_from_tile(const Tiling& view, const Tile& tile, const T* x, const 
   walk(
       view, tile,
       [&](int64_t at, int64_t rows, int64_t size) {
-        subtract_from_rows(x + at, rows, size, means, y + at);
+        subtract_from_rows(x + at, rows, size, means, y + at, view.past_cache);
       },
       [&](int64_t at, int64_t rows, int64_t cols) {
-        subtract_from_columns(x + at, rows, view.K, cols, means, y + at);
+        subtract_from_columns(x + at, rows, view.K, cols, means, y + at, view.past_cache);
       });
 }
 
@@ -104,7 +105,7 @@ void center_in_cache(const Tiling& view, const T* x, T* y) {
     for (int64_t part = first; part < last; ++part) {
       const int64_t begin = part / col_tiles * group, end = std::min(begin + group, view.O);
       if (view.R == 1 && view.K == 1) {
-        center_rows(x + begin * view.S, end - begin, view.S, y + begin * view.S);
+        center_rows(x + begin * view.S, end - begin, view.S, y + begin * view.S, view.past_cache);
       } else {
         for (int64_t o = begin; o < end; ++o) center_block(o, part % col_tiles * cols);
       }
@@ -143,7 +144,7 @@ void center_through_memory(const Tiling& view, const T* x, T* y) {
     }
   });
   at::parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
-    for (int64_t index = last; index-- > first;) {  // the last tiles may still be in the cache
+    for (int64_t index = first; index < last; ++index) {
       const int64_t offset = offset_of(index);
       subtract_from_tile(view, tile_of(index), x + offset, means.get() + index / unit_tiles * cols,
                          y + offset);
@@ -153,8 +154,8 @@ void center_through_memory(const Tiling& view, const T* x, T* y) {
 
 Tensor center_cpu(const Tensor& x, at::OptionalIntArrayRef dim) {
   return center_by_view(x, dim, [](const View& view, const Tensor& x) {
-    const Tiling tiling{view};
     const Tensor y = result(x.sizes(), x.scalar_type());
+    const Tiling tiling{view, is_past_cache(y.mutable_data_ptr(), y.nbytes())};
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "center", [&] {
       const auto center =
           tiling.in_cache() ? center_in_cache<scalar_t> : center_through_memory<scalar_t>;
