@@ -6,6 +6,7 @@ from ._dispatch import backend
 from ._info import info
 from .blocks import Parallel, Repeat
 from .devices import try_all_gpus, try_gpu
+from .memory import keep_memory
 from .ops.bilinear import Bilinear, LazyBilinear, LazyQuadratic, Quadratic, bilinear, quadratic
 from .ops.center import Centered, center
 from .ops.fourier import FourierCoefficients, fourier_coefficients
@@ -31,6 +32,7 @@ __all__ = [
     "fourier_coefficients",
     "info",
     "init",
+    "keep_memory",
     "linear_relu",
     "quadratic",
     "try_all_gpus",

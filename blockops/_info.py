@@ -15,6 +15,8 @@ def info() -> dict[str, Any]:
     Returns a dict with
       versions         of blockops, python, torch and triton (None: not installed)
       library          the compiled library: path, and what build_info() says; or missing, with why
+      memory           bytes of freed CPU memory that are kept for large results, and the limit on
+                       them (blockops.keep_memory); empty where the library is missing
       devices          name of each device, by its torch name
       default_backend  the backend in force
       backends         [op][device type][backend]: None where it serves, else why it does not
@@ -25,6 +27,7 @@ def info() -> dict[str, Any]:
     return {
         "versions": _versions(),
         "library": _library_facts(),
+        "memory": _library.kept_memory(),
         "devices": devices,
         "default_backend": _dispatch.active_backend(),
         "backends": {
@@ -71,9 +74,11 @@ def as_text(facts: dict[str, Any]) -> str:
     parts = {
         "versions": {name: v or "not installed" for name, v in facts["versions"].items()},
         "compiled library": _library_lines(facts["library"], facts["devices"]),
+        "memory": {"kept for large results": _kept(**m)} if (m := facts["memory"]) else {},
         "devices": facts["devices"],
         "backends": {"default": facts["default_backend"], **dict(_served(facts["backends"]))},
     }
+    parts = {heading: part for heading, part in parts.items() if part}
     width = max(len(name) for part in parts.values() for name in part)
     lines = []
     for heading, part in parts.items():
@@ -95,6 +100,10 @@ def _library_lines(library: dict[str, Any], devices: dict[str, str]) -> dict[str
             sentence += "; no CUDA device is visible"
     others = {name: value for name, value in library.items() if name not in about_cuda}
     return others | {"cuda": sentence}
+
+
+def _kept(kept: int, limit: int) -> str:
+    return f"{kept >> 20} MiB of at most {limit >> 20} MiB"
 
 
 def _served(backends: dict[str, dict[str, dict[str, str | None]]]) -> Iterator[tuple[str, str]]:

@@ -84,6 +84,19 @@ def function(name: str) -> Callable[..., Any]:
     return (lambda *args: NotImplemented) if missing else getattr(_C, name)
 
 
+def keep_memory(limit: int) -> None:
+    """blockops.keep_memory, of a limit that is checked."""
+    require()
+    _C.keep_memory(limit)
+
+
+def kept_memory() -> dict[str, int]:
+    """How many bytes of freed CPU memory are kept, and the limit; empty where the library is
+    missing or old."""
+    known = hasattr(_C, "kept_memory")
+    return dict(zip(("kept", "limit"), _C.kept_memory(), strict=True)) if known else {}
+
+
 def path() -> str | None:
     """Where the library lies; None when it is missing."""
     return None if _C is None else _C.__file__

@@ -11,12 +11,16 @@ import importlib.util
 import math
 import os
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import blockops
 import blockops.ops
@@ -161,6 +165,21 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# ---- another process ----
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python that imports this blockops."""
+    path = str(Path(blockops.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 # ---- outputs: the result and the gradients of every argument, by name ----
 
 
@@ -226,6 +245,37 @@ def scales(case: Case, arguments: Mapping[str, Tensor], grad: Tensor) -> dict[st
         return largest.expand(tensor.shape)
 
     return {"result": largest(arguments["x"]), "grad_x": largest(grad)}
+
+
+# ---- memory ----
+
+KEPT_MEMORY = 1 << 30  # the limit that holds until it is set
+
+
+def allocations(step: Callable[[], object]) -> list[int]:
+    """The sizes in bytes of what `step` allocates (positive) and frees (negative), in order.
+
+    No memory is kept from before, so that none is larger than what was asked for.
+    """
+    blockops.keep_memory(0)
+    blockops.keep_memory(KEPT_MEMORY)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the profiler sees the allocations of its own thread
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+    finally:
+        torch.set_num_threads(before)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def peak(sizes: list[int]) -> int:
+    total = highest = 0
+    for size in sizes:
+        total += size
+        highest = max(highest, total)
+    return highest
 
 
 # ---- assertions ----

@@ -10,7 +10,6 @@ import support
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
-from torch.profiler import ProfilerActivity, profile
 
 import blockops
 from blockops import Bilinear, LazyBilinear, LazyQuadratic, Quadratic
@@ -380,33 +379,26 @@ def test_lazy_modules_refuse_a_scalar():
     assert module.has_uninitialized_params()
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        quadratic_case("large_gradient", (70,), 131, 501),
+        quadratic_case("large_gradient_in_parts", (2600,), 131, 501),
+        bilinear_case("large_gradient", (70,), 131, 129, 505),
+    ],
+    ids=support.case_id,
+)
+def test_large_gradients(case):
+    """In memory that was used before they are written past the cache, in fresh memory not."""
+    arguments, grad = support.inputs_of(case, torch.float32)
+    place = support.outputs_of(support.public(case), arguments, grad)["grad_weight"].data_ptr()
+    outputs = support.outputs_of(support.public(case), arguments, grad)
+    gradient = outputs["grad_weight"]
+    assert gradient.data_ptr() == place and gradient.nbytes >= 32 << 20
+    support.assert_outputs_close(outputs, case, arguments, grad)
+
+
 # ---- memory ----
-
-
-def allocations(step):
-    """The sizes in bytes of what `step` allocates (positive) and frees (negative), in order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the profiler sees the allocations of its own thread
-    try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            step()
-    finally:
-        torch.set_num_threads(before)
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-
-
-def peak(sizes):
-    total = highest = 0
-    for size in sizes:
-        total += size
-        highest = max(highest, total)
-    return highest
-
-
-def test_allocations_sees_what_is_allocated():
-    sizes = allocations(lambda: torch.ones(MIB) + 1)
-    assert max(sizes) == 4 * MIB and peak(sizes) >= 8 * MIB
 
 
 @pytest.mark.parametrize("op", ["quadratic", "bilinear"])
@@ -427,10 +419,10 @@ def test_memory_of_a_training_step(op, rows, n, m):
     step()
     for tensor in [*inputs, module.weight]:
         tensor.grad = None
-    sizes = allocations(step)
+    sizes = support.allocations(step)
     results = 2 * rows * m  # y, and its gradient made contiguous
     gradients = sum(tensor.numel() for tensor in [*inputs, module.weight])
-    assert 4 * gradients <= peak(sizes) <= 4 * (packed + gradients + results) + 16 * MIB
+    assert 4 * gradients <= support.peak(sizes) <= 4 * (packed + gradients + results) + 16 * MIB
     assert max(sizes) <= max(4 * module.weight.numel(), 4 * rows * max(n, m), 6 * MIB)
     assert max(sizes) < 4 * rows * n * n
 

@@ -298,7 +298,8 @@ def test_import_without_torch_says_what_to_install(tmp_path):
 
 def test_info():
     facts = blockops.info()
-    assert list(facts) == ["versions", "library", "devices", "default_backend", "backends"]
+    parts = ["versions", "library", "memory", "devices", "default_backend", "backends"]
+    assert list(facts) == parts
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["library"]["torch"] == torch.__version__
     assert "cpu" in facts["devices"]
@@ -308,11 +309,16 @@ def test_info():
 
 def test_info_as_text():
     facts = blockops.info()
-    facts["library"] = {"missing": "it is not built"}
+    facts["memory"] = {"kept": 3 << 20, "limit": 1 << 30}
+    assert (
+        "  kept for large results  3 MiB of at most 1024 MiB" in _info.as_text(facts).splitlines()
+    )
+    facts["library"], facts["memory"] = {"missing": "it is not built"}, {}
     facts["backends"] = {"quadratic": {"cpu": {"native": "it is not built", "reference": None}}}
     lines = _info.as_text(facts).splitlines()
     assert any(line.split() == ["missing", "it", "is", "not", "built"] for line in lines)
     assert any(line.endswith("reference; not native: it is not built") for line in lines)
+    assert "memory" not in lines
 
 
 @pytest.mark.parametrize(

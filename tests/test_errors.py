@@ -1,11 +1,7 @@
 """What wrong calls are told: the same exception and the same words by every backend."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import support
 import torch
 
 import blockops
@@ -327,20 +323,8 @@ def test_backend_is_restored_after_an_error():
     assert blockops.info()["default_backend"] == before
 
 
-def run_python(code, **environment):
-    """A fresh Python that imports this blockops."""
-    path = str(Path(blockops.__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_environment_with_an_unknown_backend():
-    done = run_python("import blockops", BLOCKOPS_BACKEND="fast")
+    done = support.run_python("import blockops", BLOCKOPS_BACKEND="fast")
     assert done.returncode == 1
     assert done.stderr.strip().endswith(
         "ValueError: BLOCKOPS_BACKEND: expected one of auto, native, triton, reference, got 'fast'"
@@ -349,7 +333,7 @@ def test_environment_with_an_unknown_backend():
 
 def test_environment_sets_the_default():
     code = "import blockops; print(blockops.info()['default_backend'])"
-    done = run_python(code, BLOCKOPS_BACKEND="reference")
+    done = support.run_python(code, BLOCKOPS_BACKEND="reference")
     assert (done.returncode, done.stdout.strip()) == (0, "reference"), done.stderr
 
 
@@ -370,7 +354,7 @@ with blockops.backend("reference"):
 
 
 def test_missing_library():
-    done = run_python(WITHOUT_LIBRARY)
+    done = support.run_python(WITHOUT_LIBRARY)
     assert done.returncode == 0, done.stderr
     auto, native, result = done.stdout.splitlines()
     assert native.startswith("quadratic: blockops") and "compiled library" in native

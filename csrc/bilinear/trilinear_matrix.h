@@ -73,6 +73,8 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
   const auto cut = MatrixCut::of<T>(pairs, n3, batch);
   const Buffer<T> partial(cut.parts > 1 ? cut.parts * size * n3 : 0);
   T* const sums = cut.parts > 1 ? partial.get() : grad;
+  const bool past_cache = cut.parts == 1 && cut.step == batch &&
+                          is_past_cache(grad, size * n3 * static_cast<int64_t>(sizeof(T)));
   for (int64_t row = 0; row < batch; row += cut.step) {
     const int64_t rows = std::min(cut.step, batch - row);
     const Buffer<T> c_rows = padded_rows(c + row * n3, rows, n3);
@@ -80,15 +82,18 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
       const MatrixTask task(cut, size, rows, index);
       const Buffer<T> products(kRows * kColumns);
       clear_padding<T>({products.get(), kColumns}, kRows, task.p_end - task.p);
-      T* const out = sums + task.part * size * n3 + task.third * size + task.p;
+      T* const place = sums + task.part * size * n3 + task.third * size + task.p;
+      const Buffer<T> own(past_cache ? task.thirds * kColumns : 0);
+      const Rows<T> out = past_cache ? Rows<T>{own.get(), kColumns} : Rows<T>{place, size};
       for (int64_t r = task.begin; r < task.end; r += kRows) {
         const int64_t depth = std::min(kRows, task.end - r);
         khatri_rao_rows<T>(pairs, task.p, task.p_end, depth, a + (row + r) * pairs.n1,
                            b + (row + r) * pairs.n2, {products.get(), kColumns});
         const T* const c_r = c_rows.get() + r * padded(n3) + task.third;
         product<T>({c_r, task.thirds, depth, 1, padded(n3)}, {products.get(), kColumns},
-                   task.p_end - task.p, {out, size}, row > 0 || r > task.begin);
+                   task.p_end - task.p, out, row > 0 || r > task.begin);
       }
+      if (past_cache) write_tile<T>(out, task.thirds, task.p_end - task.p, place, size, true);
     });
   }
   if (cut.parts == 1) return;
@@ -109,6 +114,7 @@ void symmetric_matrix_pass(int64_t n, int64_t n3, int64_t batch, const T* a, con
   // Where the batch comes in one piece each tile is complete at once and goes straight to grad.
   const bool at_once = cut.parts == 1 && cut.step == batch;
   const Buffer<T> partial(at_once ? 0 : cut.parts * size * n3);
+  const bool past_cache = is_past_cache(grad, n * n * n3 * static_cast<int64_t>(sizeof(T)));
   for (int64_t row = 0; row < batch; row += cut.step) {
     const int64_t rows = std::min(cut.step, batch - row);
     const Operands<T> operands(a, a, pairs, row, rows);
@@ -130,7 +136,7 @@ void symmetric_matrix_pass(int64_t n, int64_t n3, int64_t batch, const T* a, con
       }
       if (at_once)
         unpack_symmetric<T>(pairs, n3, {out.data, out.stride}, task.p, task.p_end, task.thirds,
-                            grad + task.third);
+                            grad + task.third, past_cache);
     });
   }
   if (at_once) return;
@@ -138,7 +144,7 @@ void symmetric_matrix_pass(int64_t n, int64_t n3, int64_t batch, const T* a, con
     const int64_t p = tile * cut.tile, p_end = std::min(size, p + cut.tile);
     T* const sums = partial.get() + p * n3;
     add_parts(sums, cut.parts, size * n3, (p_end - p) * n3);
-    unpack_symmetric<T>(pairs, n3, {sums, n3}, p, p_end, n3, grad);
+    unpack_symmetric<T>(pairs, n3, {sums, n3}, p, p_end, n3, grad, past_cache);
   });
 }
 

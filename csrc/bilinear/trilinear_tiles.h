@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/past_cache.h"
 #include "core/product.h"
 #include "core/simd.h"
 
@@ -158,21 +159,36 @@ void copy_tile(const T* from, int64_t stride, int64_t rows, int64_t cols, Rows<T
   for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * stride, cols, to[r]);
 }
 
+template <class T>
+inline void write_row(const T* from, int64_t size, T* to, bool past_cache) {
+  write(to, size, past_cache, [&](int64_t i) { return from[i]; });
+}
+
+// A tile of a result, to rows `stride` apart.
+template <class T>
+BLOCKOPS_SIMD_CLONES void write_tile(Rows<const T> from, int64_t rows, int64_t cols, T* to,
+                                     int64_t stride, bool past_cache) {
+  for (int64_t r = 0; r < rows; ++r) write_row(from[r], cols, to + r * stride, past_cache);
+  finish_past_cache(past_cache);
+}
+
 // pack_symmetric's way back: `count` columns of rows [begin, end) of M to both halves of grad
 // (n, n, m).
 template <class T>
 BLOCKOPS_SIMD_CLONES void unpack_symmetric(const Pairs& pairs, int64_t m, Rows<const T> rows,
-                                           int64_t begin, int64_t end, int64_t count, T* grad) {
+                                           int64_t begin, int64_t end, int64_t count, T* grad,
+                                           bool past_cache) {
   const int64_t n = pairs.n1;
   for (Run run(pairs, begin, end); run.valid(); run.advance()) {
     T* upper = grad + (run.u * n + run.v) * m;
     T* lower = grad + (run.v * n + run.u) * m;
     for (int64_t s = 0; s < run.count; ++s, upper += m, lower += n * m) {
       const T* const row = rows[run.offset + s];
-      std::copy_n(row, count, upper);
-      std::copy_n(row, count, lower);
+      write_row(row, count, upper, past_cache);
+      write_row(row, count, lower, past_cache);
     }
   }
+  finish_past_cache(past_cache);
 }
 
 // sums[i] += the further parts, part_stride apart, in order.

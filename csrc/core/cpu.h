@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "core/huge_pages.h"
+#include "core/kept_memory.h"
 
 namespace blockops::cpu {
 
@@ -27,11 +27,12 @@ const T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
-// Fresh memory for a result.
+// Memory for a result, of any content.
 inline at::Tensor result(at::IntArrayRef sizes, at::ScalarType dtype) {
-  const at::Tensor tensor = at::detail::empty_cpu(sizes, dtype);  // costs no dispatch
-  advise_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
-  return tensor;
+  const size_t bytes = c10::multiply_integers(sizes) * c10::elementSize(dtype);
+  if (bytes < KeptMemory::kLeast) return at::detail::empty_cpu(sizes, dtype);  // no dispatch
+  return at::Tensor(at::detail::empty_generic(
+      sizes, &KeptMemory::get(), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt));
 }
 
 // A result computed in a wider dtype, in its own.
@@ -49,14 +50,16 @@ inline int64_t rows_of(const at::Tensor& x) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
-class Buffer {  // aligned, uninitialised
+class Buffer {  // scratch: aligned, of any content
  public:
-  explicit Buffer(int64_t size) : data_(c10::GetCPUAllocator()->allocate(size * sizeof(T))) {
-    advise_huge_pages(get(), size * sizeof(T));
-  }
+  explicit Buffer(int64_t size) : data_(allocate(size * sizeof(T))) {}
   T* get() const { return static_cast<T*>(data_.get()); }
 
  private:
+  static c10::DataPtr allocate(size_t bytes) {
+    if (bytes < KeptMemory::kLeast) return c10::GetCPUAllocator()->allocate(bytes);
+    return KeptMemory::get().allocate(bytes);
+  }
   c10::DataPtr data_;
 };
 

@@ -13,10 +13,9 @@
 
 namespace blockops::cpu {
 
-constexpr int64_t kCacheLine = 64;     // bytes, and so are
-constexpr int64_t kBlockBytes = 512;   // what is written at once, and
-constexpr int64_t kLongRun = 1 << 14;  // what is walked in kStreams: the processor fetches ahead
-constexpr int64_t kStreams = 4;        // within a page, so that one stream waits at each new page
+constexpr int64_t kCacheLine = 64;     // bytes
+constexpr int64_t kLongRun = 1 << 14;  // bytes that are walked in kStreams: the processor fetches
+constexpr int64_t kStreams = 4;        // ahead within a page, so that one waits at each new page
 
 // Whether `bytes` at y are to be written past the cache. Not fresh memory: the kernel has just put
 // zeros there, and so its lines are in the cache.
@@ -32,11 +31,10 @@ inline bool is_past_cache([[maybe_unused]] const void* y, [[maybe_unused]] int64
 #endif
 }
 
-// A block, to where a line begins.
-inline void store_past_cache([[maybe_unused]] const void* block, [[maybe_unused]] void* to) {
+inline void store_line_past_cache([[maybe_unused]] const void* line, [[maybe_unused]] void* to) {
 #ifdef BLOCKOPS_PAST_CACHE
-  for (int64_t i = 0; i < kBlockBytes / 16; ++i)
-    _mm_stream_si128(static_cast<__m128i*>(to) + i, static_cast<const __m128i*>(block)[i]);
+  for (int64_t i = 0; i < kCacheLine / 16; ++i)
+    _mm_stream_si128(static_cast<__m128i*>(to) + i, static_cast<const __m128i*>(line)[i]);
 #endif
 }
 
@@ -52,19 +50,18 @@ template <class T, class Value>
 inline void write(T* y, int64_t size, bool past_cache, const Value& value) {
   int64_t i = 0;
   if (past_cache) {
-    constexpr int64_t block = kBlockBytes / sizeof(T), line = kCacheLine / sizeof(T);
+    constexpr int64_t line = kCacheLine / sizeof(T);
     const int64_t in_line = reinterpret_cast<uintptr_t>(y) % kCacheLine / sizeof(T);
     for (const int64_t head = std::min((line - in_line) % line, size); i < head; ++i)
       y[i] = value(i);
     const int64_t streams = size * int64_t(sizeof(T)) < kLongRun ? 1 : kStreams;
-    const int64_t stream = (size - i) / (streams * block) * block;
-    for (const int64_t end = i + stream; i < end; i += block) {
+    const int64_t stream = (size - i) / (streams * line) * line;
+    for (const int64_t end = i + stream; i < end; i += line)
       for (int64_t from = i; from < i + streams * stream; from += stream) {
-        alignas(kCacheLine) T values[block];
-        for (int64_t at = 0; at < block; ++at) values[at] = value(from + at);
-        store_past_cache(values, y + from);
+        alignas(kCacheLine) T values[line];
+        for (int64_t at = 0; at < line; ++at) values[at] = value(from + at);
+        store_line_past_cache(values, y + from);
       }
-    }
     i += (streams - 1) * stream;
   }
   for (; i < size; ++i) y[i] = value(i);
