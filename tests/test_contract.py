@@ -124,12 +124,17 @@ def test_one_argument_laid_out(target, case):
 @pytest.fixture
 def poison(monkeypatch):
     """Makes torch.empty, ATen's too, give NaN; and, when called, leaves NaN in freed memory, where
-    scratch that a kernel takes from the allocator itself comes to lie."""
+    scratch that a kernel takes from the allocator itself comes to lie, and in kept memory."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
-    yield (
-        lambda: [torch.full((4**power,), NAN) for power in range(4, 12) for _ in range(4)] and None
-    )
+
+    def leave_nan():
+        small = [torch.full((4**power,), NAN) for power in range(4, 12) for _ in range(4)]
+        sizes = [int(2**18 * 1.1**step) for step in range(1, 24)]  # kept blocks fit 9/8 of theirs
+        large = [blockops.center(torch.full((size,), NAN)) for size in sizes]
+        del small, large
+
+    yield leave_nan
     torch.use_deterministic_algorithms(False)
 
 
