@@ -16,11 +16,7 @@ PYBIND11_MODULE(_C, module) {
       "keep_memory", [](size_t limit) { blockops::cpu::KeptMemory::get().set_limit(limit); },
       "Sets how many bytes of freed memory are kept, and drops what is kept beyond.");
   module.def(
-      "kept_memory",
-      [] {
-        auto& memory = blockops::cpu::KeptMemory::get();
-        return std::make_pair(memory.kept(), memory.limit());
-      },
+      "kept_memory", [] { return blockops::cpu::KeptMemory::get().kept_and_limit(); },
       "How many bytes of freed memory are kept, and how many at most.");
   auto& functions = blockops::python::functions();
   functions.push_back({});  // the end of the list

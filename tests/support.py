@@ -252,13 +252,18 @@ def scales(case: Case, arguments: Mapping[str, Tensor], grad: Tensor) -> dict[st
 KEPT_MEMORY = 1 << 30  # the limit that holds until it is set
 
 
+def keep_nothing() -> None:
+    """Gives back what is kept, and sets that limit again."""
+    blockops.keep_memory(0)
+    blockops.keep_memory(KEPT_MEMORY)
+
+
 def allocations(step: Callable[[], object]) -> list[int]:
     """The sizes in bytes of what `step` allocates (positive) and frees (negative), in order.
 
     No memory is kept from before, so that none is larger than what was asked for.
     """
-    blockops.keep_memory(0)
-    blockops.keep_memory(KEPT_MEMORY)
+    keep_nothing()
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the profiler sees the allocations of its own thread
     try:

@@ -451,7 +451,7 @@ def test_tf32_is_of_gpus_and_has_a_bound_of_its_own(gpu, capsys):
         assert (found.trouble == "") == right
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU, and here is one")
 def test_without_a_gpu_it_says_why(capsys):
     with pytest.raises(SystemExit):
         command.main(["--device", "cuda"])

@@ -19,11 +19,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def nothing_kept():
-    blockops.keep_memory(0)
-    blockops.keep_memory(support.KEPT_MEMORY)
+    support.keep_nothing()
     yield
-    blockops.keep_memory(0)
-    blockops.keep_memory(support.KEPT_MEMORY)
+    support.keep_nothing()
 
 
 def kept():
@@ -53,8 +51,7 @@ def test_only_what_fits_is_taken():
 
 
 def test_small_results_are_left_to_malloc():
-    held = result(0.5)
-    del held
+    result(0.5)
     assert kept() == 0
 
 
@@ -141,7 +138,10 @@ print("enough")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="the memory that a process may have is read and limited as Linux does it",
+)
 def test_memory_that_is_scarce():
     """What is kept goes back to the system before an allocation fails."""
     done = support.run_python(SCARCE)

@@ -35,6 +35,8 @@ struct MatrixCut {
   }
 
   int64_t pieces() const { return tiles * ceil_div(n3, thirds); }
+  // Whether the batch comes in one piece, so that each tile is complete at once.
+  bool at_once(int64_t batch) const { return parts == 1 && step == batch; }
 };
 
 // A task of the pass: pairs [p, p_end), `thirds` t from `third` on, rows [begin, end) of a step.
@@ -73,8 +75,8 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
   const auto cut = MatrixCut::of<T>(pairs, n3, batch);
   const Buffer<T> partial(cut.parts > 1 ? cut.parts * size * n3 : 0);
   T* const sums = cut.parts > 1 ? partial.get() : grad;
-  const bool past_cache = cut.parts == 1 && cut.step == batch &&
-                          is_past_cache(grad, size * n3 * static_cast<int64_t>(sizeof(T)));
+  const bool past_cache =
+      cut.at_once(batch) && is_past_cache(grad, size * n3 * static_cast<int64_t>(sizeof(T)));
   for (int64_t row = 0; row < batch; row += cut.step) {
     const int64_t rows = std::min(cut.step, batch - row);
     const Buffer<T> c_rows = padded_rows(c + row * n3, rows, n3);
@@ -93,7 +95,7 @@ void matrix_pass(const Pairs& pairs, int64_t n3, int64_t batch, const T* a, cons
         product<T>({c_r, task.thirds, depth, 1, padded(n3)}, {products.get(), kColumns},
                    task.p_end - task.p, out, row > 0 || r > task.begin);
       }
-      if (past_cache) write_tile<T>(out, task.thirds, task.p_end - task.p, place, size, true);
+      if (past_cache) write_tile_past_cache<T>(out, task.thirds, task.p_end - task.p, place, size);
     });
   }
   if (cut.parts == 1) return;
@@ -111,8 +113,7 @@ void symmetric_matrix_pass(int64_t n, int64_t n3, int64_t batch, const T* a, con
   const Pairs pairs{n, n, /*upper=*/true};
   const int64_t size = pairs.size();
   const auto cut = MatrixCut::of<T>(pairs, n3, batch);
-  // Where the batch comes in one piece each tile is complete at once and goes straight to grad.
-  const bool at_once = cut.parts == 1 && cut.step == batch;
+  const bool at_once = cut.at_once(batch);  // then each tile goes straight to grad
   const Buffer<T> partial(at_once ? 0 : cut.parts * size * n3);
   const bool past_cache = is_past_cache(grad, n * n * n3 * static_cast<int64_t>(sizeof(T)));
   for (int64_t row = 0; row < batch; row += cut.step) {

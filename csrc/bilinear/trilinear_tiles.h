@@ -164,12 +164,12 @@ inline void write_row(const T* from, int64_t size, T* to, bool past_cache) {
   write(to, size, past_cache, [&](int64_t i) { return from[i]; });
 }
 
-// A tile of a result, to rows `stride` apart.
+// A tile of a result, to rows `stride` apart, past the cache.
 template <class T>
-BLOCKOPS_SIMD_CLONES void write_tile(Rows<const T> from, int64_t rows, int64_t cols, T* to,
-                                     int64_t stride, bool past_cache) {
-  for (int64_t r = 0; r < rows; ++r) write_row(from[r], cols, to + r * stride, past_cache);
-  finish_past_cache(past_cache);
+BLOCKOPS_SIMD_CLONES void write_tile_past_cache(Rows<const T> from, int64_t rows, int64_t cols,
+                                                T* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) write_row(from[r], cols, to + r * stride, true);
+  finish_past_cache(true);
 }
 
 // pack_symmetric's way back: `count` columns of rows [begin, end) of M to both halves of grad

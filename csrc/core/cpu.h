@@ -4,7 +4,6 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <optional>
@@ -27,10 +26,8 @@ const T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
-// Memory for a result, of any content.
+// Memory for a result, of any content; costs no dispatch.
 inline at::Tensor result(at::IntArrayRef sizes, at::ScalarType dtype) {
-  const size_t bytes = c10::multiply_integers(sizes) * c10::elementSize(dtype);
-  if (bytes < KeptMemory::kLeast) return at::detail::empty_cpu(sizes, dtype);  // no dispatch
   return at::Tensor(at::detail::empty_generic(
       sizes, &KeptMemory::get(), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt));
 }
@@ -52,14 +49,10 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class T>
 class Buffer {  // scratch: aligned, of any content
  public:
-  explicit Buffer(int64_t size) : data_(allocate(size * sizeof(T))) {}
+  explicit Buffer(int64_t size) : data_(KeptMemory::get().allocate(size * sizeof(T))) {}
   T* get() const { return static_cast<T*>(data_.get()); }
 
  private:
-  static c10::DataPtr allocate(size_t bytes) {
-    if (bytes < KeptMemory::kLeast) return c10::GetCPUAllocator()->allocate(bytes);
-    return KeptMemory::get().allocate(bytes);
-  }
   c10::DataPtr data_;
 };
 

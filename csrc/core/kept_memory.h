@@ -1,16 +1,15 @@
 // Memory for large results and large scratch on the CPU. Freed, it is kept for the next of about
 // its size, for a training step asks for the same sizes again and again, and memory fresh from the
 // system costs more than a pass over it: a page fault every few kilobytes, to fill them with zeros.
-// Of more than limit() bytes, what was kept longest goes back to the system.
+// Of more than the limit, what was kept longest goes back to the system.
 #pragma once
-#include <ATen/EmptyTensor.h>
-#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/huge_pages.h"
@@ -19,14 +18,13 @@ namespace blockops::cpu {
 
 class KeptMemory final : public c10::Allocator {
  public:
-  static constexpr size_t kLeast = 1 << 20;  // bytes; less is left to malloc, which keeps it too
-
   static KeptMemory& get() {
     static auto* const memory = new KeptMemory;  // never deleted: tensors may outlive any end
     return *memory;
   }
 
   c10::DataPtr allocate(size_t bytes) override {
+    if (bytes < kLeast) return c10::GetCPUAllocator()->allocate(bytes);
     auto block = std::make_unique<Block>();
     if (!take(bytes, *block)) *block = {fresh(bytes), bytes};
     report(*block, block->size);
@@ -38,18 +36,19 @@ class KeptMemory final : public c10::Allocator {
     default_copy_data(to, from, bytes);
   }
 
-  size_t limit() const { return limit_; }
   void set_limit(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     limit_ = bytes;
     drop_all_but(bytes);
   }
-  size_t kept() {
+  std::pair<size_t, size_t> kept_and_limit() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return kept_;
+    return {kept_, limit_};
   }
 
  private:
+  static constexpr size_t kLeast = 1 << 20;  // bytes; less is malloc's, which keeps it too
+
   struct Block {
     void* data;
     size_t size;
@@ -116,7 +115,7 @@ class KeptMemory final : public c10::Allocator {
   }
 
   std::mutex mutex_;
-  std::atomic<size_t> limit_{1 << 30};
+  size_t limit_ = 1 << 30;
   std::vector<Block> blocks_;  // kept, oldest first
   size_t kept_ = 0;            // their bytes
 };

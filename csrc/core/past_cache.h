@@ -3,7 +3,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #if defined(__linux__) && defined(__SSE2__)
 #define BLOCKOPS_PAST_CACHE
 #include <emmintrin.h>
