@@ -27,6 +27,7 @@ constexpr int64_t kDepth = 192;            // depth of a product, at most
 constexpr int64_t kTile = 512;             // pairs of a tile of M, at most
 constexpr int64_t kTileSize = 1 << 17;     // elements of a tile of M: half of the L2 cache
 constexpr int64_t kThirds = 8 * kBlock;    // thirds t of a task, at most
+constexpr int64_t kPairThirds = 512;       // thirds of a tile of the pair pass, about, at most
 constexpr int64_t kTasks = 32;             // parts to cut a pass into, where it is large enough
 constexpr int64_t kTaskWork = 1 << 19;     // multiply-adds below which a part is not cut
 constexpr int64_t kBufferBytes = 6 << 20;  // bound on transposed operands, and on partial sums
@@ -64,10 +65,13 @@ struct Cut {
     groups = ceil_div(rows, lanes);
     const int64_t tasks = std::clamp<int64_t>(rows * pairs * n3 / kTaskWork, 1, kTasks);
     const int64_t most = std::min(ceil_div(pairs, kDepth), max_chunks);
-    const int64_t wanted = std::clamp<int64_t>(tasks / (groups * stretches()), 1, most);
+    int64_t wanted = std::clamp<int64_t>(tasks / (groups * stretches()), 1, most);
+    if (wanted > 2) wanted = std::min(round_up(wanted, 4), max_chunks);  // for 2 and 4 threads
     chunk_pairs = round_up(ceil_div(pairs, wanted), 8);
     chunks = ceil_div(pairs, chunk_pairs);
-    tile = stretch(chunk_pairs, std::clamp<int64_t>(kTileSize / thirds, kDepth / 2, kTile), 8);
+    tile = stretch(
+        chunk_pairs,
+        std::clamp<int64_t>(kTileSize / std::min(thirds, kPairThirds), kDepth / 2, kTile), 8);
   }
   int64_t stretches() const { return ceil_div(n3, thirds); }
 };
@@ -122,10 +126,9 @@ class Panels {
   // Runs body(row, lanes) for every block, in parallel.
   template <class Body>
   void for_each_block(const Body& body) const {
-    for_each_part(ceil_div(rows_, kLanes), [&](int64_t group) {
-      const int64_t end = std::min(rows_, (group + 1) * kLanes);
-      for (int64_t row = group * kLanes; row < end; row += kBlock)
-        body(row, std::min(kBlock, end - row));
+    for_each_part(ceil_div(rows_, kBlock), [&](int64_t block) {
+      const int64_t row = block * kBlock;
+      body(row, std::min(kBlock, rows_ - row));
     });
   }
 
@@ -183,57 +186,24 @@ class Parts {
   Panels<T> sums_;
 };
 
-// All of M as rows of n3, apart(n3) from each other, packed in parallel.
+// A tile of M for the products, in scratch: M[p, t] for p in [begin, end) and `thirds` t from
+// `third` on. A plain weight is copied too: its rows may be whole pages apart, and crowd each other
+// out of the cache.
 template <class T>
-Buffer<T> weight_rows(const Weight<T>& weight) {
-  const int64_t size = weight.pairs.size(), n3 = weight.n3, stride = apart(n3);
-  Buffer<T> rows(size * stride);
-  for_each_part(ceil_div(size, kTile), [&](int64_t tile) {
-    const int64_t begin = tile * kTile, end = std::min(size, begin + kTile);
-    T* const out = rows.get() + begin * stride;
-    if (weight.pairs.upper) {
-      pack_symmetric(weight, begin, end, 0, n3, {out, stride});
-    } else {
-      transpose(weight.data + begin, weight.third_stride, n3, end - begin, out, stride);
-    }
-  });
-  return rows;
+Matrix<const T> tile_of(const Weight<T>& weight, int64_t begin, int64_t end, int64_t third,
+                        int64_t thirds, T* scratch) {
+  const int64_t size = end - begin;
+  if (weight.pairs.upper) {
+    pack_symmetric(weight, begin, end, third, thirds, {scratch, apart(thirds)});
+    return {scratch, size, thirds, apart(thirds), 1};
+  }
+  const T* const data = weight.data + third * weight.third_stride + begin;
+  copy_tile(data, weight.third_stride, thirds, size, {scratch, apart(size)});
+  return {scratch, size, thirds, 1, apart(size)};
 }
-
-// Tiles of M for the products. Symmetric pairs are packed: once for all where several groups of
-// lanes will ask for them, else tile by tile into the caller's scratch. A plain weight is copied
-// there: its rows may be whole pages apart, and crowd each other out of the cache.
-template <class T>
-class Tiles {
- public:
-  Tiles(const Weight<T>& weight, int64_t batch)
-      : weight_(weight), packed_(0), at_once_(weight.pairs.upper && batch > kLanes) {
-    if (at_once_) packed_ = weight_rows(weight);
-  }
-  // Thirds of a task, at most: where tiles are packed one by one, rows of W as they lie in memory.
-  int64_t most_thirds() const { return weight_.pairs.upper && !at_once_ ? weight_.n3 : kThirds; }
-  int64_t scratch_size(int64_t pairs, int64_t thirds) const {
-    return at_once_ ? 0 : (pairs + 16) * (thirds + 16);  // apart(), of shorter tiles too
-  }
-  // M[p, t] for p in [begin, end) and `thirds` t from `third` on.
-  Matrix<const T> tile(int64_t begin, int64_t end, int64_t third, int64_t thirds,
-                       T* scratch) const {
-    const int64_t size = end - begin, stride = apart(at_once_ ? weight_.n3 : thirds);
-    if (at_once_) return {packed_.get() + begin * stride + third, size, thirds, stride, 1};
-    if (weight_.pairs.upper) {
-      pack_symmetric(weight_, begin, end, third, thirds, {scratch, stride});
-      return {scratch, size, thirds, stride, 1};
-    }
-    const T* const data = weight_.data + third * weight_.third_stride + begin;
-    copy_tile(data, weight_.third_stride, thirds, size, {scratch, apart(size)});
-    return {scratch, size, thirds, 1, apart(size)};
-  }
-
- private:
-  Weight<T> weight_;
-  Buffer<T> packed_;
-  bool at_once_;
-};
+inline int64_t tile_size(int64_t pairs, int64_t thirds) {
+  return (pairs + 16) * (thirds + 16);  // apart(), of shorter tiles too
+}
 
 // Rows of the batch that a pass takes at a time, so that its transposed operands and results,
 // `features` elements a row, stay within kBufferBytes.
@@ -255,19 +225,19 @@ void third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, 
                 T* c) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch);
   const int64_t step = batch_step<T>(batch, pairs.n1 + pairs.n2 + n3);
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);
-    const Cut cut(rows, pairs.size(), n3, tiles.most_thirds(), max_parts<T>(rows * n3));
+    const Cut cut(rows, pairs.size(), n3, kThirds, max_parts<T>(rows * n3));
     const Operands<T> operands(a, b, pairs, row, rows);
     const Parts<T> sums(n3, rows, cut.chunks);
     const int64_t products_size = kDepth * kBlock;
-    const int64_t scratch_size = products_size + tiles.scratch_size(cut.tile, cut.thirds);
+    const int64_t scratch_size = products_size + tile_size(cut.tile, cut.thirds);
     for_each_task<T>(cut, scratch_size, [&](const Task& task, T* scratch) {
       for (int64_t begin = task.begin; begin < task.end; begin += cut.tile) {
         const int64_t end = std::min(task.end, begin + cut.tile);
-        const auto M = tiles.tile(begin, end, task.third, task.thirds, scratch + products_size);
+        const auto M =
+            tile_of(weight, begin, end, task.third, task.thirds, scratch + products_size);
         for_each_block_of(task, [&](int64_t lane, int64_t lanes) {
           const Rows<T> products{scratch, kBlock};
           const Rows<T> out{sums.rows(task.chunk, lane)[task.third], kBlock};
@@ -291,7 +261,6 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
                T* grad_a, T* grad_b) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Tiles<T> tiles(weight, batch);
   const int64_t step = batch_step<T>(batch, 2 * (pairs.n1 + pairs.n2) + n3);
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);
@@ -301,13 +270,14 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
     const Parts<T> sums_a(pairs.n1, rows, cut.chunks);
     const Parts<T> sums_b(pairs.upper ? 0 : pairs.n2, rows, cut.chunks);
     const int64_t A_size = kDepth * kBlock;
-    const int64_t scratch_size = A_size + tiles.scratch_size(cut.tile, n3);
+    const int64_t most_thirds = stretch(n3, kPairThirds, kBlock);
+    const int64_t scratch_size = A_size + tile_size(cut.tile, most_thirds);
     for_each_task<T>(cut, scratch_size, [&](const Task& task, T* scratch) {
       sums_a.clear(task);
       sums_b.clear(task);
-      for (int64_t begin = task.begin; begin < task.end; begin += cut.tile) {
-        const int64_t end = std::min(task.end, begin + cut.tile);
-        const auto M = tiles.tile(begin, end, 0, n3, scratch + A_size);
+      // A of some thirds at a time: sums over t are linear, so that each is contracted on its own.
+      const auto add_tile = [&](int64_t begin, int64_t end, int64_t third, int64_t thirds) {
+        const auto M = tile_of(weight, begin, end, third, thirds, scratch + A_size);
         for_each_block_of(task, [&](int64_t lane, int64_t lanes) {
           const Rows<T> A{scratch, kBlock};
           const Rows<T> to_a = sums_a.rows(task.chunk, lane);
@@ -315,13 +285,17 @@ void pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, c
           for (int64_t p = begin; p < end; p += kDepth) {
             const int64_t p_end = std::min(end, p + kDepth);
             const auto M_p = M.some_rows(p - begin, p_end - p).transposed();
-            for (int64_t t = 0; t < n3; t += kDepth)
-              product<T>(M_p.some_rows(t, std::min(kDepth, n3 - t)).transposed(),
-                         {c_rows[lane][t], kBlock}, lanes, A, t > 0);
+            for (int64_t t = 0; t < thirds; t += kDepth)
+              product<T>(M_p.some_rows(t, std::min(kDepth, thirds - t)).transposed(),
+                         {c_rows[lane][third + t], kBlock}, lanes, A, t > 0);
             contract<T>(pairs, p, p_end, A, operands.a(lane), operands.b(lane), lanes, to_a, to_b);
           }
         });
-      }
+      };
+      for (int64_t begin = task.begin; begin < task.end; begin += cut.tile)
+        for (int64_t third = 0; third < n3; third += most_thirds)
+          add_tile(begin, std::min(task.end, begin + cut.tile), third,
+                   std::min(most_thirds, n3 - third));
     });
     sums_a.store(nullptr, grad_a + row * pairs.n1);
     if (!pairs.upper) sums_b.store(nullptr, grad_b + row * pairs.n2);

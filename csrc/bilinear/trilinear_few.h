@@ -79,12 +79,15 @@ void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T*
     const Rows<T> products{scratch, kDepth}, tile{scratch + products_size, stride};
     const Rows<T> out{sums.get() + task.chunk * batch * n3 + task.third, n3};
     clear_padding(tile, kDepth, task.thirds);
+    Ahead ahead;
     for (int64_t p = task.begin; p < task.end; p += kDepth) {
       const int64_t end = std::min(task.end, p + kDepth);
       khatri_rao_rows<T>(pairs, p, end, batch, a, a, products);
       pack_symmetric(weight, p, end, task.third, task.thirds, tile);
-      product<T>({products.data, batch, end - p, kDepth, 1}, tile, task.thirds, out,
-                 p > task.begin);
+      list_rows(weight, end, std::min(end + kDepth, pairs.size()), task.third, task.thirds, ahead);
+      ahead.spread(batch * (end - p) * task.thirds);
+      product<T>({products.data, batch, end - p, kDepth, 1}, tile, task.thirds, out, p > task.begin,
+                 &ahead);
     }
   });
   store_parts(sums.get(), cut.chunks, batch, n3, bias, c);
@@ -102,7 +105,11 @@ void few_forward(int64_t batch, int64_t n1, int64_t n2, int64_t m, const T* x1, 
     const Buffer<T> scratch((batch + kDepth) * stride);
     const Rows<T> products{scratch.get(), stride}, tile{products[batch], stride};
     clear_padding(tile, kDepth, std::min(width, n2));
+    Ahead ahead;
     for (int64_t k = part * outputs; k < std::min(m, (part + 1) * outputs); ++k) {
+      ahead.begin(n1 * n2 * sizeof(T));
+      if (k + 1 < m) ahead.add(W + (k + 1) * n1 * n2);
+      ahead.spread(batch * n1 * n2);
       for (int64_t r = 0; r < batch; ++r) y[r * m + k] = bias ? bias[k] : T(0);
       for (int64_t j = 0; j < n2; j += width) {
         const int64_t cols = std::min(width, n2 - j);
@@ -113,7 +120,7 @@ void few_forward(int64_t batch, int64_t n1, int64_t n2, int64_t m, const T* x1, 
           if (!in_place) copy_tile(from, n2, depth, cols, tile);
           product<T>({x1 + i, batch, depth, n1, 1},
                      in_place ? Rows<const T>{from, n2} : Rows<const T>(tile), cols, products,
-                     i > 0);
+                     i > 0, &ahead);
         }
         for (int64_t r = 0; r < batch; ++r) y[r * m + k] += dot(products[r], x2 + r * n2 + j, cols);
       }
@@ -139,6 +146,7 @@ void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* 
     const Rows<T> A{scratch, stride}, tile{A[batch], stride};
     T* const packed = tile[kDepth];
     clear_padding(tile, kDepth, std::min(width, task.end - task.begin));
+    Ahead ahead;
     for (int64_t p = task.begin; p < task.end; p += width) {
       const int64_t end = std::min(task.end, p + width);
       for (int64_t t = 0; t < n3; t += kDepth) {
@@ -150,7 +158,14 @@ void few_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* 
           copy_tile(weight.data + t * weight.third_stride + p, weight.third_stride, depth, end - p,
                     tile);
         }
-        product<T>({c + t, batch, depth, n3, 1}, tile, end - p, A, t > 0);
+        if (t + depth < n3) {
+          list_rows(weight, p, end, t + depth, std::min(kDepth, n3 - t - depth), ahead);
+        } else {
+          list_rows(weight, end, std::min(end + width, pairs.size()), 0, std::min(kDepth, n3),
+                    ahead);
+        }
+        ahead.spread(batch * (end - p) * depth);
+        product<T>({c + t, batch, depth, n3, 1}, tile, end - p, A, t > 0, &ahead);
       }
       contract_rows<T>(pairs, p, end, batch, A, a, b, to_a, to_b);
     }

@@ -58,8 +58,8 @@ struct MatrixTask {
 template <class T>
 Buffer<T> padded_rows(const T* in, int64_t rows, int64_t features) {
   Buffer<T> out(rows * padded(features));
-  for_each_part(ceil_div(rows, kLanes), [&](int64_t group) {
-    const int64_t begin = group * kLanes, end = std::min(rows, begin + kLanes);
+  for_each_part(ceil_div(rows, kBlock), [&](int64_t block) {
+    const int64_t begin = block * kBlock, end = std::min(rows, begin + kBlock);
     const Rows<T> to{out.get(), padded(features)};
     for (int64_t r = begin; r < end; ++r) std::copy_n(in + r * features, features, to[r]);
     clear_padding<T>({to[begin], to.stride}, end - begin, features);

@@ -10,6 +10,9 @@ constexpr int64_t kNarrow = 16;
 // Up to here the input gradient of symmetric pairs takes the full square of M: twice the sums, but
 // none of them through memory, which is what the pairs u <= v cost then.
 constexpr int64_t kSquare = 3;
+constexpr int64_t kPackSize = 1 << 12;  // elements of M that are packed at a time, at most
+constexpr int64_t kShared = 1 << 21;  // multiply-adds below which one thread does all: it has M in
+                                      // its cache, and that M reached another's would take longer
 
 // A block of `lanes` batch rows in `vectors` registers; M * vectors sums fit.
 template <class T, class Registers, int M>
@@ -169,17 +172,25 @@ void store_block(T* in, const T* bias, int64_t features, int64_t begin, int64_t 
   transpose(in, lanes, features, rows, out + begin * features, features);
 }
 
+inline int64_t most_threads(const Pairs& pairs, int64_t n3, int64_t batch) {
+  return batch * pairs.size() * n3 < kShared ? 1 : INT64_MAX;
+}
+
 // Runs body(block's first row, scratch) for each block of rows.
 template <class T, class Body>
-void for_each_block(int64_t batch, int64_t lanes, int64_t scratch_size, const Body& body) {
+void for_each_block(int64_t batch, int64_t lanes, int64_t scratch_size, int64_t most_threads,
+                    const Body& body) {
   const int64_t blocks = ceil_div(batch, lanes);
   const int64_t part_blocks = ceil_div(blocks, kTasks);
-  for_each_part(ceil_div(blocks, part_blocks), [&](int64_t part) {
-    const Buffer<T> scratch(scratch_size);
-    const int64_t end = std::min(blocks, (part + 1) * part_blocks);
-    for (int64_t block = part * part_blocks; block < end; ++block)
-      body(block * lanes, scratch.get());
-  });
+  for_each_part(
+      ceil_div(blocks, part_blocks),
+      [&](int64_t part) {
+        const Buffer<T> scratch(scratch_size);
+        const int64_t end = std::min(blocks, (part + 1) * part_blocks);
+        for (int64_t block = part * part_blocks; block < end; ++block)
+          body(block * lanes, scratch.get());
+      },
+      most_threads);
 }
 
 template <class T, class Registers, int M>
@@ -187,14 +198,16 @@ void narrow_third(const Pairs& pairs, const T* weight, int64_t batch, const T* a
                   const T* bias, T* c) {
   constexpr int64_t lanes = Block<T, Registers, M>::lanes;
   const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
-  for_each_block<T>(batch, lanes, size_a + size_b + M * lanes, [&](int64_t row, T* block_a) {
-    T* const block_b = pairs.upper ? block_a : block_a + size_a;
-    T* const block_c = block_a + size_a + size_b;
-    load_block(a, pairs.n1, row, batch, lanes, block_a);
-    if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
-    narrow_third_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c);
-    store_block(block_c, bias, M, row, batch, lanes, c);
-  });
+  const int64_t threads = most_threads(pairs, M, batch);
+  for_each_block<T>(batch, lanes, size_a + size_b + M * lanes, threads,
+                    [&](int64_t row, T* block_a) {
+                      T* const block_b = pairs.upper ? block_a : block_a + size_a;
+                      T* const block_c = block_a + size_a + size_b;
+                      load_block(a, pairs.n1, row, batch, lanes, block_a);
+                      if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
+                      narrow_third_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c);
+                      store_block(block_c, bias, M, row, batch, lanes, c);
+                    });
 }
 
 template <class T, class Registers, int M>
@@ -203,7 +216,8 @@ void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a,
   constexpr int64_t lanes = Block<T, Registers, M>::lanes;
   const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
   const int64_t size = size_a + size_b;
-  for_each_block<T>(batch, lanes, 2 * size + M * lanes, [&](int64_t row, T* block_a) {
+  const int64_t threads = most_threads(pairs, M, batch);
+  for_each_block<T>(batch, lanes, 2 * size + M * lanes, threads, [&](int64_t row, T* block_a) {
     T* const block_b = pairs.upper ? block_a : block_a + size_a;
     T* const to_a = block_a + size;
     T* const to_b = pairs.upper ? to_a : to_a + size_a;
@@ -223,7 +237,8 @@ void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a,
 template <class T, class Registers, int M>
 void narrow_square(int64_t n, const T* weight, int64_t batch, const T* a, const T* c, T* grad) {
   constexpr int64_t lanes = Block<T, Registers, M>::lanes;
-  for_each_block<T>(batch, lanes, (2 * n + M) * lanes, [&](int64_t row, T* block_a) {
+  const int64_t threads = most_threads({n, n, true}, M, batch);
+  for_each_block<T>(batch, lanes, (2 * n + M) * lanes, threads, [&](int64_t row, T* block_a) {
     T* const block_grad = block_a + n * lanes;
     T* const block_c = block_grad + n * lanes;
     load_block(a, n, row, batch, lanes, block_a);
@@ -234,17 +249,41 @@ void narrow_square(int64_t n, const T* weight, int64_t batch, const T* a, const 
   });
 }
 
+// All of M as rows of n3.
+template <class T>
+Buffer<T> weight_rows(const Weight<T>& weight, int64_t threads) {
+  const int64_t size = weight.pairs.size(), n3 = weight.n3;
+  const int64_t part = stretch(size, ceil_div(kPackSize, n3), 8);
+  Buffer<T> rows(size * n3);
+  for_each_part(
+      ceil_div(size, part),
+      [&](int64_t nth) {
+        const int64_t begin = nth * part, end = std::min(size, begin + part);
+        T* const out = rows.get() + begin * n3;
+        if (weight.pairs.upper) {
+          pack_symmetric(weight, begin, end, 0, n3, {out, n3});
+        } else {
+          transpose(weight.data + begin, weight.third_stride, n3, end - begin, out, n3);
+        }
+      },
+      threads);
+  return rows;
+}
+
 // W_ijk + W_jik of quadratic's weight, for all i and j.
 template <class T>
-Buffer<T> symmetric_square(const Weight<T>& weight) {
+Buffer<T> symmetric_square(const Weight<T>& weight, int64_t threads) {
   const int64_t n = weight.pairs.n1, m = weight.n3;
   Buffer<T> square(n * n * m);
-  for_each_part(n, [&](int64_t i) {
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t k = 0; k < m; ++k)
-        square.get()[(i * n + j) * m + k] =
-            weight.data[(i * n + j) * m + k] + weight.data[(j * n + i) * m + k];
-  });
+  for_each_part(
+      n,
+      [&](int64_t i) {
+        for (int64_t j = 0; j < n; ++j)
+          for (int64_t k = 0; k < m; ++k)
+            square.get()[(i * n + j) * m + k] =
+                weight.data[(i * n + j) * m + k] + weight.data[(j * n + i) * m + k];
+      },
+      threads);
   return square;
 }
 
@@ -261,7 +300,7 @@ void with_constants(int64_t n3, const Body& body) {
 template <class T>
 void narrow_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b,
                        const T* bias, T* c) {
-  const Buffer<T> rows = weight_rows(weight);
+  const Buffer<T> rows = weight_rows(weight, most_threads(weight.pairs, weight.n3, batch));
   with_constants(weight.n3, [&](auto registers, auto n3) {
     narrow_third<T, decltype(registers), n3>(weight.pairs, rows.get(), batch, a, b, bias, c);
   });
@@ -272,13 +311,13 @@ template <class T>
 void narrow_pair_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, const T* c,
                       T* grad_a, T* grad_b) {
   if (weight.pairs.upper && weight.n3 <= kSquare) {
-    const Buffer<T> square = symmetric_square(weight);
+    const Buffer<T> square = symmetric_square(weight, most_threads(weight.pairs, weight.n3, batch));
     with_constants<kSquare>(weight.n3, [&](auto registers, auto n3) {
       narrow_square<T, decltype(registers), n3>(weight.pairs.n1, square.get(), batch, a, c, grad_a);
     });
     return;
   }
-  const Buffer<T> rows = weight_rows(weight);
+  const Buffer<T> rows = weight_rows(weight, most_threads(weight.pairs, weight.n3, batch));
   with_constants(weight.n3, [&](auto registers, auto n3) {
     narrow_pair<T, decltype(registers), n3>(weight.pairs, rows.get(), batch, a, b, c, grad_a,
                                             grad_b);

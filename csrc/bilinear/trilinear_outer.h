@@ -71,10 +71,8 @@ struct OuterCut {
   }
 
   int64_t pieces() const { return spans * groups; }
-  // The first u and t of a piece. From both ends in turn: the spans of a triangle shrink, and
-  // threads take neighbours.
-  std::array<int64_t, 2> start(int64_t nth) const {
-    const int64_t piece = nth % 2 ? pieces() - 1 - nth / 2 : nth / 2;
+  // The first u and t of a piece.
+  std::array<int64_t, 2> start(int64_t piece) const {
     return {piece / groups * span, piece % groups * group};
   }
 };
@@ -86,23 +84,31 @@ struct Slots {
   int64_t u_stride, v_stride, t_stride;
 };
 
-// Sums of a piece, (group, span, width), to M from (u_begin, t_begin) on; of symmetric pairs to
-// both halves.
+// Sums of a piece, (group, span, width), to M from (u_begin, t_begin) on; of symmetric pairs, where
+// t runs along memory, to both halves.
 template <class T>
 void store_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<int64_t, 2> start,
                 const T* sums, const Slots<T>& M) {
   const auto [u_begin, t_begin] = start;
   const int64_t u_end = std::min(pairs.n1, u_begin + cut.span);
   const int64_t t_end = std::min(n3, t_begin + cut.group);
-  for (int64_t t = t_begin; t < t_end; ++t)
-    for (int64_t u = u_begin; u < u_end; ++u) {
-      const T* const row = sums + ((t - t_begin) * cut.span + u - u_begin) * cut.width;
-      T* const to = M.data + u * M.u_stride + t * M.t_stride;
-      for (int64_t v = pairs.first_v(u); v < pairs.n2; ++v) to[v * M.v_stride] = row[v];
-      if (!pairs.upper) continue;
-      T* const mirrored = M.data + u * M.v_stride + t * M.t_stride;
-      for (int64_t v = u + 1; v < pairs.n2; ++v) mirrored[v * M.u_stride] = row[v];
+  for (int64_t u = u_begin; u < u_end; ++u) {
+    const T* const rows = sums + (u - u_begin) * cut.width;
+    const int64_t row_stride = cut.span * cut.width, v_begin = pairs.first_v(u);
+    T* const to = M.data + u * M.u_stride + t_begin * M.t_stride;
+    if (M.t_stride == 1) {
+      transpose(rows + v_begin, row_stride, t_end - t_begin, pairs.n2 - v_begin,
+                to + v_begin * M.v_stride, M.v_stride);
+    } else {
+      for (int64_t t = t_begin; t < t_end; ++t)
+        for (int64_t v = v_begin; v < pairs.n2; ++v)
+          to[(t - t_begin) * M.t_stride + v * M.v_stride] = rows[(t - t_begin) * row_stride + v];
     }
+    if (!pairs.upper) continue;
+    T* const mirrored = M.data + u * M.v_stride + t_begin;
+    for (int64_t v = u + 1; v < pairs.n2; ++v)
+      std::copy_n(to + v * M.v_stride, t_end - t_begin, mirrored + v * M.u_stride);
+  }
 }
 
 // The sums of one piece over rows [begin, end) of the batch.

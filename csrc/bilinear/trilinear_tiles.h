@@ -153,6 +153,25 @@ BLOCKOPS_SIMD_CLONES void pack_symmetric(const Weight<T>& weight, int64_t begin,
   }
 }
 
+// Lists the memory that rows [begin, end) of M and `count` columns from `first` on come from.
+template <class T>
+void list_rows(const Weight<T>& weight, int64_t begin, int64_t end, int64_t first, int64_t count,
+               Ahead& ahead) {
+  if (!weight.pairs.upper) {
+    ahead.begin((end - begin) * sizeof(T));
+    for (int64_t t = first; t < first + count; ++t)
+      ahead.add(weight.data + t * weight.third_stride + begin);
+    return;
+  }
+  ahead.begin(count * sizeof(T));
+  const int64_t n = weight.pairs.n1, m = weight.n3;
+  for (Run run(weight.pairs, begin, end); run.valid(); run.advance())
+    for (int64_t v = run.v; v < run.v + run.count; ++v) {
+      ahead.add(weight.data + (run.u * n + v) * m + first);
+      if (v > run.u) ahead.add(weight.data + (v * n + run.u) * m + first);
+    }
+}
+
 // Part of a matrix with rows `stride` apart, to rows of their own.
 template <class T>
 void copy_tile(const T* from, int64_t stride, int64_t rows, int64_t cols, Rows<T> to) {

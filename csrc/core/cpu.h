@@ -6,7 +6,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
+#include <vector>
 
 #include "core/kept_memory.h"
 
@@ -56,11 +58,27 @@ class Buffer {  // scratch: aligned, of any content
   c10::DataPtr data_;
 };
 
-// Runs body(part) for every part in [0, count).
+// Runs body(part) for every part in [0, count). Each thread takes the parts of a range of its own
+// in order, neighbours in memory, and then what others have not begun: none waits long for one that
+// has more to do, or that the system holds up. most: the threads that may take part.
 template <class Body>
-void for_each_part(int64_t count, const Body& body) {
-  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) body(part);
+void for_each_part(int64_t count, const Body& body, int64_t most = INT64_MAX) {
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int64_t threads = std::min<int64_t>({count, most, at::get_num_threads()});
+  std::vector<Range> ranges(threads);
+  for (int64_t i = 0; i < threads; ++i) {
+    ranges[i].next = count * i / threads;
+    ranges[i].end = count * (i + 1) / threads;
+  }
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t) {
+    for (int64_t i = 0; i < threads; ++i) {
+      Range& range = ranges[(first + i) % threads];
+      for (int64_t part; (part = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
+        body(part);
+    }
   });
 }
 

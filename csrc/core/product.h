@@ -2,10 +2,12 @@
 // own loops. Each tile of the result is summed in registers over the whole depth, so keep that to
 // a few hundred; nothing is packed, so choose strides that do not crowd a cache's sets.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#include "core/ahead.h"
 #include "core/simd.h"
 
 namespace blockops::cpu {
@@ -43,10 +45,11 @@ template <class T, class Vector>
   std::memcpy(to, &all, count * sizeof(T));
 }
 
-// One tile: out (rows, cols) (+)= a b, where `cols` fill `vectors` registers, the last in part.
+// One tile: out (rows, cols) (+)= a b, with `ahead` or null, where `cols` fill `vectors` registers,
+// the last in part.
 template <class T, class Registers, int rows, int vectors>
 BLOCKOPS_SIMD_CLONES void product_tile(const Matrix<const T>& a, Rows<const T> b, int64_t cols,
-                                       Rows<T> out, bool accumulate) {
+                                       Rows<T> out, bool accumulate, Ahead* ahead) {
   typedef T Vector __attribute__((vector_size(Registers::bytes)));
   constexpr int64_t width = Registers::bytes / sizeof(T);
   const int64_t depth = a.cols, a_row = a.row_stride, a_col = a.col_stride;
@@ -55,11 +58,17 @@ BLOCKOPS_SIMD_CLONES void product_tile(const Matrix<const T>& a, Rows<const T> b
   for (int u = 0; u < rows; ++u)  // asked for now, they are there when the sums are done
     for (int v = 0; v < vectors; ++v) __builtin_prefetch(out[u] + v * width, /*write=*/1);
   Vector total[rows][vectors] = {};
-  for (int64_t d = 0; d < depth; ++d, a_d += a_col, b_d += b.stride) {
+  const auto add_products = [&]() __attribute__((always_inline)) {
     Vector b_v[vectors];
     for (int v = 0; v < vectors; ++v) std::memcpy(&b_v[v], b_d + v * width, sizeof(Vector));
     for (int u = 0; u < rows; ++u)
       for (int v = 0; v < vectors; ++v) total[u][v] += a_d[u * a_row] * b_v[v];
+    a_d += a_col;
+    b_d += b.stride;
+  };
+  for (int64_t d = 0; d < depth;) {
+    const int64_t steps = ahead ? ahead->ask() / (rows * vectors * width) : depth;
+    for (const int64_t end = d + std::min(steps, depth - d); d < end; ++d) add_products();
   }
   const int64_t last = cols - (vectors - 1) * width;  // columns of the last register
   if (last >= width) {
@@ -79,10 +88,10 @@ BLOCKOPS_SIMD_CLONES void product_tile(const Matrix<const T>& a, Rows<const T> b
 // The tiles of some columns, `vectors` registers wide: of most rows, and of half as many, two and
 // one for what is left.
 template <class T, class Registers, int vectors>
-void product_columns(Matrix<const T> a, Rows<const T> b, int64_t cols, Rows<T> out,
-                     bool accumulate) {
+void product_columns(Matrix<const T> a, Rows<const T> b, int64_t cols, Rows<T> out, bool accumulate,
+                     Ahead* ahead) {
   const auto step = [&](auto rows) {
-    product_tile<T, Registers, rows, vectors>(a, b, cols, out, accumulate);
+    product_tile<T, Registers, rows, vectors>(a, b, cols, out, accumulate, ahead);
     a.data += rows * a.row_stride;
     out.data += rows * out.stride;
     a.rows -= rows;
@@ -95,30 +104,31 @@ void product_columns(Matrix<const T> a, Rows<const T> b, int64_t cols, Rows<T> o
 }
 
 template <class T, class Registers>
-void product(const Matrix<const T>& a, Rows<const T> b, int64_t cols, Rows<T> out,
-             bool accumulate) {
+void product(const Matrix<const T>& a, Rows<const T> b, int64_t cols, Rows<T> out, bool accumulate,
+             Ahead* ahead) {
   constexpr int64_t width = Registers::bytes / sizeof(T), most = kTileVectors * width;
   for (int64_t c = 0; c < cols; c += most) {
     const Rows<const T> b_c{b.data + c, b.stride};
     const Rows<T> out_c{out.data + c, out.stride};
     const int64_t left = cols - c;
     if (left > 2 * width) {
-      product_columns<T, Registers, 3>(a, b_c, left, out_c, accumulate);
+      product_columns<T, Registers, 3>(a, b_c, left, out_c, accumulate, ahead);
     } else if (left > width) {
-      product_columns<T, Registers, 2>(a, b_c, left, out_c, accumulate);
+      product_columns<T, Registers, 2>(a, b_c, left, out_c, accumulate, ahead);
     } else {
-      product_columns<T, Registers, 1>(a, b_c, left, out_c, accumulate);
+      product_columns<T, Registers, 1>(a, b_c, left, out_c, accumulate, ahead);
     }
   }
 }
 
 // out (a.rows, cols) = a b, or += a b. The rows of b are read in whole vectors of at most 64 bytes,
 // past `cols` if need be; where they are read often they should begin at multiples of 64 bytes.
+// ahead: what to ask for meanwhile, or null.
 template <class T>
-void product(const Matrix<const T>& a, Rows<const T> b, int64_t cols, Rows<T> out,
-             bool accumulate) {
+void product(const Matrix<const T>& a, Rows<const T> b, int64_t cols, Rows<T> out, bool accumulate,
+             Ahead* ahead = nullptr) {
   with_registers(
-      [&](auto registers) { product<T, decltype(registers)>(a, b, cols, out, accumulate); });
+      [&](auto registers) { product<T, decltype(registers)>(a, b, cols, out, accumulate, ahead); });
 }
 
 }  // namespace blockops::cpu
