@@ -90,9 +90,9 @@ CPU_SHAPES = [
     quadratic_case("most_few_rows", (64,), 49, 40, bias=True),  # in grad_x two blocks
     quadratic_case("least_tiled_rows", (65,), 49, 40),
     quadratic_case("few_rows_many_outputs", (7,), 20, 400),  # as many_outputs, but for the rows
-    quadratic_case("two_groups", (481,), 30, 18),  # the weight is packed at once
+    quadratic_case("two_groups", (481,), 30, 18),  # each packs the weight
     quadratic_case("many_outputs", (70,), 21, 400),  # deeper than a product; two tasks' thirds
-    quadratic_case("many_outputs_packed", (500,), 10, 400),
+    quadratic_case("more_outputs", (500,), 10, 600),  # grad_x takes them in two stretches
     quadratic_case("many_rows", (4100,), 40, 17),  # several tiles to a task
     quadratic_case("most_rows", (78700,), 20, 17),  # more rows than are transposed at a time
     quadratic_case("wide_few_outputs", (20,), 300, 15),  # groups of outputs, in grad_weight
@@ -107,7 +107,7 @@ CPU_SHAPES = [
     bilinear_case("least_tiled_rows", (65,), 30, 28, 33),
     bilinear_case("few_rows_whole_pages", (10,), 64, 80, 33, bias=True),  # rows of 5120 elements
     bilinear_case("whole_pages", (70,), 32, 64, 33),
-    bilinear_case("many_outputs", (70,), 25, 19, 400, bias=True),
+    bilinear_case("many_outputs", (70,), 25, 19, 600, bias=True),  # two stretches in both passes
     bilinear_case("many_rows", (4100,), 30, 28, 17, bias=True),
     bilinear_case("many_features", (500,), 6000, 2, 17, bias=True),  # here that is 480 rows
     bilinear_case("few_rows_few_features", (33,), 300, 3, 50),

@@ -22,7 +22,7 @@
 namespace blockops::cpu {
 
 constexpr int64_t kBlock = 48;             // batch rows of a product: whole tiles of any registers
-constexpr int64_t kLanes = 10 * kBlock;    // batch rows of a task, at most
+constexpr int64_t kLanes = 10 * kBlock;    // batch rows of a task, about
 constexpr int64_t kDepth = 192;            // depth of a product, at most
 constexpr int64_t kTile = 512;             // pairs of a tile of M, at most
 constexpr int64_t kTileSize = 1 << 17;     // elements of a tile of M: half of the L2 cache
@@ -60,7 +60,7 @@ struct Cut {
 
   Cut(int64_t rows, int64_t pairs, int64_t n3, int64_t most_thirds, int64_t max_chunks)
       : rows(rows), pairs(pairs), n3(n3), thirds(stretch(n3, most_thirds, kBlock)) {
-    groups = ceil_div(rows, kLanes);
+    groups = std::max<int64_t>(1, (rows + kLanes / 2) / kLanes);
     lanes = round_up(ceil_div(rows, groups), kBlock);
     groups = ceil_div(rows, lanes);
     const int64_t tasks = std::clamp<int64_t>(rows * pairs * n3 / kTaskWork, 1, kTasks);
