@@ -384,6 +384,7 @@ def test_lazy_modules_refuse_a_scalar():
     [
         quadratic_case("large_gradient", (70,), 131, 501),
         quadratic_case("large_gradient_in_parts", (2600,), 131, 501),
+        bilinear_case("large_gradient_in_steps", (500,), 46, 46, 4000),  # of 480 rows
         bilinear_case("large_gradient", (70,), 131, 129, 505),
     ],
     ids=support.case_id,
