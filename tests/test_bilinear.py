@@ -90,7 +90,7 @@ CPU_SHAPES = [
     quadratic_case("most_few_rows", (64,), 49, 40, bias=True),  # in grad_x two blocks
     quadratic_case("least_tiled_rows", (65,), 49, 40),
     quadratic_case("few_rows_many_outputs", (7,), 20, 400),  # as many_outputs, but for the rows
-    quadratic_case("two_groups", (481,), 30, 18),  # each packs the weight
+    quadratic_case("two_groups", (721,), 30, 18),  # each packs the weight
     quadratic_case("many_outputs", (70,), 21, 400),  # deeper than a product; two tasks' thirds
     quadratic_case("more_outputs", (500,), 10, 600),  # grad_x takes them in two stretches
     quadratic_case("many_rows", (4100,), 40, 17),  # several tiles to a task
