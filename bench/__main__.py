@@ -12,7 +12,7 @@ from typing import Any
 from . import aims, compare, machine, ranking, report, tables, terminal
 from .clocks import CLOCKS, why_missing
 from .contests import CONTESTS, size, workloads
-from .measure import ROUNDS, measure, raised
+from .measure import measure, raised
 from .options import QUICK_SECONDS, Item, parse, planned, reasons
 from .providers import OURS, PASSES, why_unavailable
 from .report import Section
@@ -56,7 +56,8 @@ def stoppable() -> Iterator[None]:
 
 def measure_all(items: list[Item], options: argparse.Namespace, record: dict[str, Any]) -> None:
     """Adds to the record's results, and stores it after each."""
-    steps = [len(item.providers) + len(item.passes) * ROUNDS for item in items]
+    rounds = CLOCKS[options.device].rounds
+    steps = [len(item.providers) + len(item.passes) * rounds for item in items]
     with terminal.Bar(sum(steps)) as bar:
         for i, item in enumerate(items):
             about = f"{item.contest.op} {item.case.name}"

@@ -30,7 +30,6 @@ from .contests import Contest, size
 from .providers import COMPILED, OURS, Provider, largest_intermediate
 from .truth import DTYPES, Truth, arguments, gradient, train
 
-ROUNDS = 5
 SLOW = 3.0  # seconds: a provider whose call takes longer is timed with that one call
 AGAIN = " again"  # after the name of one of ours: its turn at the end of a round
 OVER = "not measured: the time for all was over"
@@ -355,8 +354,9 @@ def take_turns(
     for label, entry in entries.items():
         if name in entry.slow:
             rounds[label], blocks[label] = [entry.slow[name]], [entry.slow[name]]
-    for i in range(ROUNDS):
-        step(f"{name}{how}, round {i + 1} of {ROUNDS}")
+    count = CLOCKS[options.device].rounds
+    for i in range(count):
+        step(f"{name}{how}, round {i + 1} of {count}")
         if i and monotonic() > options.deadline:
             break
         for label in list(rounds):
@@ -371,7 +371,7 @@ def take_turns(
             try:
                 with modes(entry.provider, name):
                     ready = functools.partial(entry.calls, name)
-                    times = times_of(ready, options.seconds / ROUNDS)
+                    times = times_of(ready, options.seconds / count)
             except Exception as error:
                 who = label.removesuffix(AGAIN)
                 troubles[f"{who}, {name}{how}"] = raised(error)

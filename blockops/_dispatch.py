@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from . import _library, _triton
 
@@ -54,16 +55,16 @@ class Op:
             for device_type in _AUTO_ORDER
         }
 
-    def __call__(self, *args: Any) -> Tensor:
+    def call(self, *args: Any) -> Tensor:  # not __call__, which Python reaches by a longer way
         # Where native serves CPU tensors, which is what auto and native say, the compiled library
         # takes plain ones at once: less than half of a small layer's overhead is then left.
-        if _active in ("auto", "native") and not torch.compiler.is_dynamo_compiling():
+        if _active in ("auto", "native") and not is_dynamo_compiling():
             result = self._short_way(*args)
             if result is not NotImplemented:
                 return result
-        return self._call(*args)
+        return self._call_chosen(*args)
 
-    def _call(self, *args: Any) -> Tensor:
+    def _call_chosen(self, *args: Any) -> Tensor:
         try:
             # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
             # reference is made of PyTorch's own differentiable ops and serves both.

@@ -405,7 +405,7 @@ def test_what_raises_while_it_is_timed_is_reported_and_the_others_go_on():
     both = {"blockops": ours, "x - x.mean": stock, "blockops again": ours}
     found = turns(both, "forward", troubles)
     assert troubles == {"blockops, forward": "raised RuntimeError: out of memory"}
-    assert set(found) == {"x - x.mean"} and len(found["x - x.mean"]["rounds"]) == measure.ROUNDS
+    assert set(found) == {"x - x.mean"} and len(found["x - x.mean"]["rounds"]) == clocks.Cpu.rounds
 
 
 def test_backward_is_timed_without_its_forward_pass():
@@ -465,7 +465,7 @@ def test_ours_stand_at_both_ends_of_a_round(monkeypatch):
         return [1.0]
 
     monkeypatch.setattr(clocks, "sample", noted)
-    monkeypatch.setattr(measure, "ROUNDS", 2)
+    monkeypatch.setattr(clocks.Cpu, "rounds", 2)
     names = ["blockops", "blockops.LinearReLU", "F.relu(F.linear)", "nn.Sequential"]
     some = [CONTESTS["linear_relu"].provider(name) for name in names]
     right = {p.name: entry("linear_relu", p) for p in some}

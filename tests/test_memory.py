@@ -55,6 +55,22 @@ def test_small_results_are_left_to_malloc():
     assert kept() == 0
 
 
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 33, 1000, 5000])
+def test_small_results_lie_in_lines_of_their_own(size):
+    x = torch.arange(float(size))
+    results = [blockops.center(x) for _ in range(20)]
+    assert all(y.data_ptr() % 64 == 0 for y in results)
+    assert len({y.data_ptr() for y in results}) == (20 if size else 1)
+    expected = x - (size - 1) / 2
+    assert all(torch.equal(y, expected) for y in results)
+
+
+def test_the_profiler_sees_small_results():
+    x = torch.ones(1000)
+    sizes = support.allocations(lambda: [blockops.center(x) for _ in range(3)].clear())
+    assert sizes.count(4000) == 3 and sizes.count(-4000) == 3 and sum(sizes) == 0
+
+
 def test_gradients_and_scratch_are_kept_too():
     x = torch.randn(64, 128, requires_grad=True)
     weight = torch.randn(128, 128, 64, requires_grad=True)

@@ -35,7 +35,7 @@ def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Method: the row-wise Khatri-Rao (face-splitting) product of x with itself, built tile by tile,
     times the packed symmetric weight; docs/performance.md has the schedules.
     """
-    return _quadratic(x, weight, bias)
+    return _quadratic.call(x, weight, bias)
 
 
 def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,4 +65,4 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None)
     Method: the row-wise Khatri-Rao product of two of the three operands, built tile by tile, in a
     matrix product with the weight; docs/performance.md has the schedules.
     """
-    return _bilinear(x1, x2, weight, bias)
+    return _bilinear.call(x1, x2, weight, bias)

@@ -8,6 +8,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from ..._checks import check_feature_counts, check_vector_input
+from ..._parameters import parameter
 from .functional import bilinear, quadratic
 
 
@@ -52,7 +53,7 @@ class Quadratic(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return quadratic(x, self.weight, self.bias)
+        return quadratic(x, parameter(self, "weight"), parameter(self, "bias"))
 
     def extra_repr(self) -> str:
         return (
@@ -89,7 +90,7 @@ class Bilinear(nn.Bilinear):
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
-        return bilinear(input1, input2, self.weight, self.bias)
+        return bilinear(input1, input2, parameter(self, "weight"), parameter(self, "bias"))
 
 
 class LazyQuadratic(LazyModuleMixin, Quadratic):

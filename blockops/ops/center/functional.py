@@ -37,7 +37,7 @@ def center(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """
     if dim is not None and type(dim) is not int:
         dim = _axes(dim)
-    return _center(x, dim)
+    return _center.call(x, dim)
 
 
 def _axes(dim: object) -> tuple[int, ...]:

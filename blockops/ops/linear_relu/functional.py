@@ -37,4 +37,4 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     grad_bias in one pass, then takes its two products. Small work runs in plain loops.
     docs/performance.md has the measurements.
     """
-    return _linear_relu(x, weight, bias)
+    return _linear_relu.call(x, weight, bias)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_feature_counts, check_vector_input
+from ..._parameters import parameter
 from .functional import linear_relu
 
 
@@ -30,7 +31,7 @@ class LinearReLU(nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear_relu(input, self.weight, self.bias)
+        return linear_relu(input, parameter(self, "weight"), parameter(self, "bias"))
 
 
 class LazyLinearReLU(nn.LazyLinear, LinearReLU):
