@@ -190,7 +190,9 @@ def test_same_bits_in_ten_runs(target, case):
 
 # ---- special values ----
 
-SPECIAL = support.named("leading", "ragged_tile", "few_outputs", "three_outputs")
+SPECIAL = support.named(
+    "leading", "ragged_tile", "few_outputs", "three_outputs", "plain_loops", "short_vectors"
+)
 
 
 def positive_inputs(case, target):

@@ -23,12 +23,13 @@ namespace {
 
 using namespace cpu;
 
-// Whether the plain loops of trilinear_direct.h win, or there is nothing to do, which only they
-// take. They sum over the batch one row at a time, so that long ones, whose sums would round too
-// often, are not theirs.
-bool is_direct(int64_t B, int64_t n1, int64_t n2, int64_t m) {
-  const int64_t work = B * n1 * n2 * m;
-  return work == 0 || (work <= 1 << 15 && B <= 64);
+// Whether the plain loops of trilinear_direct.h win, which take all vectors of the weight for every
+// row, or there is nothing to do, which only they take.
+bool is_direct(const DirectForm& form) {
+  const auto [B, n1, n2, n3] = form;
+  const int64_t work = B * form.size();
+  return work == 0 || (B <= 4 && work <= 1 << 16) ||
+         (B <= kDirectRows && B * n1 * n2 * std::max<int64_t>(n3, 16) <= 1 << 14);
 }
 
 // ---- quadratic: pairs (i, j) with i <= j, third slot k ----
@@ -41,8 +42,8 @@ Weight<T> symmetric(const T* W, int64_t n, int64_t m) {
 template <class T>
 void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, const T* bias,
                        T* y) {
-  if (is_direct(B, n, n, m)) {
-    direct_third_pass<T>({B, n, n, m}, W, x, x, bias, y);
+  if (const DirectForm form{B, n, n, m}; is_direct(form)) {
+    direct_third_pass<T>(form, W, x, x, bias, y);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(symmetric(W, n, m), B, x, x, bias, y);
   } else if (is_few(B)) {
@@ -55,8 +56,8 @@ void quadratic_forward(int64_t B, int64_t n, int64_t m, const T* x, const T* W, 
 template <class T>
 void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, const T* W,
                       T* grad_x) {
-  if (is_direct(B, n, n, m)) {
-    direct_pair_pass<T>({B, n, n, m}, W, x, x, g, nullptr, grad_x, grad_x);
+  if (const DirectForm form{B, n, n, m}; is_direct(form)) {
+    direct_pair_pass<T>(form, W, x, x, g, nullptr, grad_x, grad_x);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(symmetric(W, n, m), B, x, x, g, grad_x, nullptr);
   } else if (is_few_symmetric(B)) {
@@ -68,8 +69,8 @@ void quadratic_grad_x(int64_t B, int64_t n, int64_t m, const T* g, const T* x, c
 
 template <class T>
 void quadratic_grad_weight(int64_t B, int64_t n, int64_t m, const T* g, const T* x, T* grad_W) {
-  if (is_direct(B, n, n, m)) {
-    direct_matrix_pass<T>({B, n, n, m}, x, x, g, grad_W);
+  if (const DirectForm form{B, n, n, m}; is_direct(form)) {
+    direct_matrix_pass<T>(form, x, x, g, grad_W);
   } else if (m <= kNarrow) {
     outer_pass<T>(Pairs{n, n, /*upper=*/true}, m, B, x, x, g, {grad_W, n * m, m, 1});
   } else {
@@ -87,8 +88,9 @@ Weight<T> plain(const T* W, int64_t n1, int64_t n2, int64_t m) {
 template <class T>
 void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1, const T* x2,
                       const T* W, const T* bias, T* y) {
-  if (is_direct(B, n1, n2, m)) {  // W as it lies: pairs (k, i), third slot j
-    direct_pair_pass<T>({B, m, n1, n2}, W, nullptr, x1, x2, bias, y, nullptr);
+  // W as it lies: pairs (k, i), third slot j
+  if (const DirectForm form{B, m, n1, n2}; is_direct(form)) {
+    direct_pair_pass<T>(form, W, nullptr, x1, x2, bias, y, nullptr);
   } else if (m <= kNarrow) {
     narrow_third_pass<T>(plain(W, n1, n2, m), B, x1, x2, bias, y);
   } else if (is_few(B)) {
@@ -101,9 +103,9 @@ void bilinear_forward(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* x1,
 template <class T>
 void bilinear_grad_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
                           const T* x2, const T* W, T* grad_x1, T* grad_x2) {
-  if (is_direct(B, n1, n2, m)) {
-    direct_pair_pass<T>({B, m, n1, n2}, W, g, nullptr, x2, nullptr, nullptr, grad_x1);
-    direct_third_pass<T>({B, m, n1, n2}, W, g, x1, nullptr, grad_x2);
+  if (const DirectForm form{B, m, n1, n2}; is_direct(form)) {
+    direct_pair_pass<T>(form, W, g, nullptr, x2, nullptr, nullptr, grad_x1);
+    direct_third_pass<T>(form, W, g, x1, nullptr, grad_x2);
   } else if (m <= kNarrow) {
     narrow_pair_pass<T>(plain(W, n1, n2, m), B, x1, x2, g, grad_x1, grad_x2);
   } else if (is_few(B)) {
@@ -116,8 +118,8 @@ void bilinear_grad_inputs(int64_t B, int64_t n1, int64_t n2, int64_t m, const T*
 template <class T>
 void bilinear_grad_weight(int64_t B, int64_t n1, int64_t n2, int64_t m, const T* g, const T* x1,
                           const T* x2, T* grad_W) {
-  if (is_direct(B, n1, n2, m)) {
-    direct_matrix_pass<T>({B, m, n1, n2}, g, x1, x2, grad_W);
+  if (const DirectForm form{B, m, n1, n2}; is_direct(form)) {
+    direct_matrix_pass<T>(form, g, x1, x2, grad_W);
   } else if (m <= kNarrow && n2 < kStrip && n2 < n1) {
     outer_pass<T>(Pairs{n2, n1, /*upper=*/false}, m, B, x2, x1, g, {grad_W, 1, n2, n1 * n2});
   } else if (m <= kNarrow) {

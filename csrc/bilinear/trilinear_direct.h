@@ -1,75 +1,145 @@
 // The three passes of trilinear_cpu.h as plain loops over contiguous M (n1, n2, n3), for sizes
-// where setting up tiles would cost more than the work: textbook layers, single rows.
+// where setting up tiles would cost more than the work: textbook layers, single rows. Vectors run
+// along t. Those over the end of a row reach into the next: what they read there lands in lanes
+// that nobody reads, and what they write there is written again, right, as that row comes later.
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
+#include "core/lanes.h"
 #include "core/simd.h"
 
 namespace blockops::cpu {
 
+constexpr int64_t kDirectRows = 64;  // of the batch, at most
+
 struct DirectForm {
   int64_t batch, n1, n2, n3;
+  int64_t size() const { return n1 * n2 * n3; }
 };
 
 // c_t = bias_t + sum_u a_u sum_v M_uvt b_v; each sum on its own, for one long one would round more.
-template <class T>
-BLOCKOPS_SIMD_CLONES void direct_third_pass(const DirectForm& form, const T* M, const T* a,
-                                            const T* b, const T* bias, T* c) {
-  constexpr int64_t kStretch = 64;
+template <class T, class Registers>
+BLOCKOPS_SIMD_CLONES void direct_third(const DirectForm& form, const T* M, const T* a, const T* b,
+                                       const T* bias, T* c) {
+  using Vector = typename Lanes<T, Registers>::Vector;
+  constexpr int64_t width = Lanes<T, Registers>::width;
   const auto [batch, n1, n2, n3] = form;
-  for (int64_t r = 0; r < batch; ++r, a += n1, b += n2, c += n3)
-    for (int64_t first = 0; first < n3; first += kStretch) {
-      const int64_t count = std::min(kStretch, n3 - first);
-      for (int64_t t = 0; t < count; ++t) c[first + t] = bias ? bias[first + t] : T(0);
-      for (int64_t u = 0; u < n1; ++u) {
-        T sum[kStretch] = {};
-        const T* row = M + u * n2 * n3 + first;
-        for (int64_t v = 0; v < n2; ++v, row += n3)
-          for (int64_t t = 0; t < count; ++t) sum[t] += b[v] * row[t];
-        for (int64_t t = 0; t < count; ++t) c[first + t] += a[u] * sum[t];
+  for (int64_t r = 0; r < batch; ++r, a += n1, b += n2)
+    for (int64_t first = 0; first < n3; first += width) {
+      Vector total = {};
+      if (bias) load(total, bias + first, n3 - first);
+      for (int64_t u = 0, at = first; u < n1; ++u) {
+        Vector sum = {}, row;
+        for (int64_t v = 0; v < n2; ++v, at += n3) {
+          load(row, M + at, form.size() - at);
+          sum += b[v] * row;
+        }
+        total += a[u] * sum;
+      }
+      store(total, c + r * n3 + first, (batch - r) * n3 - first);
+    }
+}
+
+template <class T, class Vector>
+[[gnu::always_inline]] inline T sum_of_lanes(const Vector& vector) {
+  if constexpr (sizeof(Vector) == sizeof(T)) {
+    return vector[0];
+  } else {
+    typedef T Half __attribute__((vector_size(sizeof(Vector) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return sum_of_lanes<T, Half>(halves[0] + halves[1]);
+  }
+}
+
+// grad_p += sum_t c_t sum_q M_pqt other_q, where M_pqt lies at p * stride_p + q * stride_q + t.
+template <class T, class Registers>
+BLOCKOPS_SIMD_CLONES void direct_gradient(const DirectForm& form, const T* M, int64_t count_p,
+                                          int64_t stride_p, int64_t count_q, int64_t stride_q,
+                                          const T* other, const T* c, T* grad) {
+  using Vector = typename Lanes<T, Registers>::Vector;
+  using Mask = decltype(Vector{} == Vector{});
+  constexpr int64_t width = Lanes<T, Registers>::width;
+  const int64_t n3 = form.n3;
+  for (int64_t r = 0; r < form.batch; ++r, other += count_q, grad += count_p)
+    for (int64_t first = 0; first < n3; first += width) {
+      Vector thirds, row;
+      load(thirds, c + r * n3 + first, (form.batch - r) * n3 - first);
+      Mask in_row;
+      for (int64_t lane = 0; lane < width; ++lane) in_row[lane] = first + lane < n3 ? -1 : 0;
+      for (int64_t p = 0; p < count_p; ++p) {
+        Vector sum = {};
+        for (int64_t q = 0, at = p * stride_p + first; q < count_q; ++q, at += stride_q) {
+          load(row, M + at, form.size() - at);
+          sum += other[q] * row;
+        }
+        const Mask of_row = reinterpret_cast<Mask>(sum * thirds) & in_row;
+        grad[p] += sum_of_lanes<T>(reinterpret_cast<Vector>(of_row));
       }
     }
 }
 
-// A_uv = sum_t M_uvt c_t; grad_a_u = bias_u + sum_v A_uv b_v; grad_b_v = sum_u A_uv a_u: each
-// where it is wanted, else null. grad_a may be grad_b.
-template <class T>
-BLOCKOPS_SIMD_CLONES void direct_pair_pass(const DirectForm& form, const T* M, const T* a,
-                                           const T* b, const T* c, const T* bias, T* grad_a,
-                                           T* grad_b) {
+// M_uvt = sum_b a_bu b_bv c_bt
+template <class T, class Registers>
+BLOCKOPS_SIMD_CLONES void direct_matrix(const DirectForm& form, const T* a, const T* b, const T* c,
+                                        T* M) {
+  using Vector = typename Lanes<T, Registers>::Vector;
+  constexpr int64_t width = Lanes<T, Registers>::width;
   const auto [batch, n1, n2, n3] = form;
-  if (grad_b) std::fill(grad_b, grad_b + batch * n2, T(0));
-  for (int64_t r = 0; r < batch; ++r, c += n3) {
-    T* const to_a = grad_a ? grad_a + r * n1 : nullptr;
-    T* const to_b = grad_b ? grad_b + r * n2 : nullptr;
-    if (to_a)
-      for (int64_t u = 0; u < n1; ++u) to_a[u] = bias ? bias[u] : T(0);
-    const T* row = M;
-    for (int64_t u = 0; u < n1; ++u)
-      for (int64_t v = 0; v < n2; ++v, row += n3) {
-        T A = 0;
-        for (int64_t t = 0; t < n3; ++t) A += row[t] * c[t];
-        if (to_a) to_a[u] += A * b[r * n2 + v];
-        if (to_b) to_b[v] += A * a[r * n1 + u];
+  if (form.size() == 0) return;  // the batch may then have any number of rows
+  Vector thirds[kDirectRows], scaled[kDirectRows];
+  for (int64_t first = (n3 - 1) / width * width; first >= 0; first -= width) {
+    for (int64_t r = 0; r < batch; ++r)
+      load(thirds[r], c + r * n3 + first, (batch - r) * n3 - first);
+    for (int64_t u = 0, at = first; u < n1; ++u) {
+      for (int64_t r = 0; r < batch; ++r) scaled[r] = a[r * n1 + u] * thirds[r];
+      for (int64_t v = 0; v < n2; ++v, at += n3) {
+        Vector sum = {};
+        for (int64_t r = 0; r < batch; ++r) sum += b[r * n2 + v] * scaled[r];
+        store(sum, M + at, form.size() - at);
       }
+    }
   }
 }
 
-// M_uvt = sum_b a_bu b_bv c_bt
+// Calls body with registers that a row of n3 does not leave almost empty.
+template <class T, class Body>
+void with_registers_for(int64_t n3, const Body& body) {
+  if (n3 * sizeof(T) <= SmallRegisters::bytes) return body(SmallRegisters());
+  if (n3 * sizeof(T) <= NarrowRegisters::bytes) return body(NarrowRegisters());
+  with_registers(body);
+}
+
 template <class T>
-BLOCKOPS_SIMD_CLONES void direct_matrix_pass(const DirectForm& form, const T* a, const T* b,
-                                             const T* c, T* M) {
+void direct_third_pass(const DirectForm& form, const T* M, const T* a, const T* b, const T* bias,
+                       T* c) {
+  with_registers_for<T>(form.n3, [&](auto registers) {
+    direct_third<T, decltype(registers)>(form, M, a, b, bias, c);
+  });
+}
+
+// A_uv = sum_t M_uvt c_t; grad_a_u = bias_u + sum_v A_uv b_v; grad_b_v = sum_u A_uv a_u: each
+// where it is wanted, else null, and then b or a is not read. grad_a may be grad_b.
+template <class T>
+void direct_pair_pass(const DirectForm& form, const T* M, const T* a, const T* b, const T* c,
+                      const T* bias, T* grad_a, T* grad_b) {
   const auto [batch, n1, n2, n3] = form;
-  std::fill(M, M + n1 * n2 * n3, T(0));
-  for (int64_t r = 0; r < batch; ++r, a += n1, b += n2, c += n3) {
-    T* row = M;
-    for (int64_t u = 0; u < n1; ++u)
-      for (int64_t v = 0; v < n2; ++v, row += n3) {
-        const T product = a[u] * b[v];
-        for (int64_t t = 0; t < n3; ++t) row[t] += product * c[t];
-      }
-  }
+  if (grad_b) std::fill_n(grad_b, batch * n2, T(0));
+  for (int64_t r = 0; grad_a && r < batch; ++r)
+    for (int64_t u = 0; u < n1; ++u) grad_a[r * n1 + u] = bias ? bias[u] : T(0);
+  with_registers_for<T>(n3, [&](auto registers) {
+    constexpr auto gradient = direct_gradient<T, decltype(registers)>;
+    if (grad_a) gradient(form, M, form.n1, form.n2 * form.n3, form.n2, form.n3, b, c, grad_a);
+    if (grad_b) gradient(form, M, form.n2, form.n3, form.n1, form.n2 * form.n3, a, c, grad_b);
+  });
+}
+
+template <class T>
+void direct_matrix_pass(const DirectForm& form, const T* a, const T* b, const T* c, T* M) {
+  with_registers_for<T>(
+      form.n3, [&](auto registers) { direct_matrix<T, decltype(registers)>(form, a, b, c, M); });
 }
 
 }  // namespace blockops::cpu

@@ -1,7 +1,7 @@
-// Memory for results and scratch on the CPU. That of large ones, when freed, is kept for the next of
-// about its size, for a training step asks for the same sizes again and again, and memory fresh from
-// the system costs more than a pass over it: a page fault every few kilobytes, to fill them with
-// zeros. Of more than the limit, what was kept longest goes back to the system.
+// Memory for results and scratch on the CPU. That of large ones, when freed, is kept for the next
+// of about its size, for a training step asks for the same sizes again and again, and memory fresh
+// from the system costs more than a pass over it: a page fault every few kilobytes, to fill them
+// with zeros. Of more than the limit, what was kept longest goes back to the system.
 #pragma once
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -55,8 +55,8 @@ class KeptMemory final : public c10::Allocator {
     size_t size;
   };
 
-  // malloc takes a third of the time of its aligned form, which PyTorch's allocator calls: a block's
-  // head lies before its data, and the data where the next line begins.
+  // malloc takes a third of the time of its aligned form, which PyTorch's allocator calls: a
+  // block's head lies before its data, and the data where the next line begins.
   static c10::DataPtr small(size_t bytes) {
     void* const raw = std::malloc(sizeof(Block) + c10::gAlignment - 1 + bytes);
     TORCH_CHECK_WITH(OutOfMemoryError, raw, "blockops: no memory for ", bytes, " bytes");

@@ -32,6 +32,9 @@ struct WideRegisters {
 struct NarrowRegisters {
   static constexpr int bytes = 32, sums = 12;
 };
+struct SmallRegisters {  // any machine's
+  static constexpr int bytes = 16;
+};
 
 // Calls body with the registers of the copy that the loader picks on this machine.
 template <class Body>

@@ -4,8 +4,8 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
+#include "core/lanes.h"
 #include "core/simd.h"
 #include "core/transpose.h"
 
@@ -13,40 +13,6 @@ namespace blockops::cpu {
 
 constexpr int64_t kDepth = 64;       // terms of a sum that are added in one go
 constexpr int64_t kDirectRows = 64;  // the most that there may be
-
-template <class T, class Registers>
-struct Lanes {
-  typedef T Vector __attribute__((vector_size(Registers::bytes)));
-  static constexpr int64_t width = Registers::bytes / sizeof(T);
-};
-
-// Up to `available` elements, the others 0.
-template <class T, class Vector>
-[[gnu::always_inline]] inline void load(Vector& vector, const T* from, int64_t available) {
-  if (available >= static_cast<int64_t>(sizeof(vector) / sizeof(T))) {
-    std::memcpy(&vector, from, sizeof(vector));
-  } else {
-    vector = Vector{};
-    std::memcpy(&vector, from, available * sizeof(T));
-  }
-}
-
-template <class T, class Vector>
-[[gnu::always_inline]] inline void store(const Vector& vector, T* to, int64_t available) {
-  if (available >= static_cast<int64_t>(sizeof(vector) / sizeof(T))) {
-    std::memcpy(to, &vector, sizeof(vector));
-  } else {
-    std::memcpy(to, &vector, available * sizeof(T));
-  }
-}
-
-template <class T, class Vector>
-[[gnu::always_inline]] inline void add_to(T* to, const Vector& vector, int64_t available) {
-  Vector sum;
-  load(sum, to, available);
-  sum += vector;
-  store(sum, to, available);
-}
 
 // y (B, m) = relu(x (B, n) W (m, n)^T + bias). NaN stays.
 template <class T, class Registers>
