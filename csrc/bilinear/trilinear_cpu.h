@@ -27,6 +27,7 @@ constexpr int64_t kDepth = 192;            // depth of a product, at most
 constexpr int64_t kTile = 512;             // pairs of a tile of M, at most
 constexpr int64_t kTileSize = 1 << 17;     // elements of a tile of M: half of the L2 cache
 constexpr int64_t kThirds = 8 * kBlock;    // thirds t of a task, at most
+constexpr int64_t kTaskThirds = 256;       // thirds of a task of the third pass, at most
 constexpr int64_t kPairThirds = 512;       // thirds of a tile of the pair pass, about
 constexpr int64_t kTasks = 32;             // parts to cut a pass into, where it is large enough
 constexpr int64_t kTaskWork = 1 << 19;     // multiply-adds below which a part is not cut
@@ -59,7 +60,7 @@ struct Cut {
   int64_t rows, groups, lanes, pairs, chunks, chunk_pairs, tile, n3, thirds;
 
   Cut(int64_t rows, int64_t pairs, int64_t n3, int64_t most_thirds, int64_t max_chunks)
-      : rows(rows), pairs(pairs), n3(n3), thirds(stretch(n3, most_thirds, kBlock)) {
+      : rows(rows), pairs(pairs), n3(n3), thirds(stretch(n3, most_thirds, 16)) {
     groups = std::max<int64_t>(1, (rows + kLanes / 2) / kLanes);
     lanes = round_up(ceil_div(rows, groups), kBlock);
     groups = ceil_div(rows, lanes);
@@ -69,9 +70,10 @@ struct Cut {
     if (wanted > 2) wanted = std::min(round_up(wanted, 4), max_chunks);  // for 2 and 4 threads
     chunk_pairs = round_up(ceil_div(pairs, wanted), 8);
     chunks = ceil_div(pairs, chunk_pairs);
-    tile = stretch(
-        chunk_pairs,
-        std::clamp<int64_t>(kTileSize / std::min(thirds, kPairThirds), kDepth / 2, kTile), 8);
+    tile = stretch(chunk_pairs,
+                   std::clamp<int64_t>(kTileSize / std::min(round_up(thirds, kBlock), kPairThirds),
+                                       kDepth / 2, kTile),
+                   8);
   }
   int64_t stretches() const { return ceil_div(n3, thirds); }
 };
@@ -228,7 +230,7 @@ void third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* b, 
   const int64_t step = batch_step<T>(batch, pairs.n1 + pairs.n2 + n3);
   for (int64_t row = 0; row < batch; row += step) {
     const int64_t rows = std::min(step, batch - row);
-    const Cut cut(rows, pairs.size(), n3, kThirds, max_parts<T>(rows * n3));
+    const Cut cut(rows, pairs.size(), n3, kTaskThirds, max_parts<T>(rows * n3));
     const Operands<T> operands(a, b, pairs, row, rows);
     const Parts<T> sums(n3, rows, cut.chunks);
     const int64_t products_size = kDepth * kBlock;

@@ -72,7 +72,7 @@ template <class T>
 void few_third_pass(const Weight<T>& weight, int64_t batch, const T* a, const T* bias, T* c) {
   const auto& pairs = weight.pairs;
   const int64_t n3 = weight.n3;
-  const Cut cut(batch, pairs.size(), n3, kThirds, max_parts<T>(batch * n3));
+  const Cut cut(batch, pairs.size(), n3, kTaskThirds, max_parts<T>(batch * n3));
   const Buffer<T> sums(cut.chunks * batch * n3);
   const int64_t stride = padded(cut.thirds), products_size = batch * kDepth;
   for_each_task<T>(cut, products_size + kDepth * stride, [&](const Task& task, T* scratch) {

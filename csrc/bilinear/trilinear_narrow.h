@@ -2,6 +2,8 @@
 // where a matrix product would be too thin: M[uv, :] c is summed in registers, for a block of batch
 // rows at a time.
 #pragma once
+#include <array>
+
 #include "bilinear/trilinear_cpu.h"
 
 namespace blockops::cpu {
@@ -13,6 +15,43 @@ constexpr int64_t kSquare = 3;
 constexpr int64_t kPackSize = 1 << 12;  // elements of M that are packed at a time, at most
 constexpr int64_t kShared = 1 << 21;  // multiply-adds below which one thread does all: it has M in
                                       // its cache, and that M reached another's would take longer
+
+// What the next block reads and this one writes, asked for while this one is computed: at once it
+// would be more lines than can be under way, and the block would wait for them.
+class Coming {
+ public:
+  // Rows [begin, begin + lanes) of a tensor (batch, features), as far as there are so many.
+  template <class T>
+  void add(const T* data, int64_t features, int64_t begin, int64_t batch, int64_t lanes) {
+    const int64_t end = std::min(begin + lanes, batch);
+    if (begin < end)
+      ranges_[count_++] = {reinterpret_cast<const char*>(data + begin * features),
+                           reinterpret_cast<const char*>(data + end * features)};
+  }
+  // It is asked for in so many turns.
+  void spread(int64_t turns) {
+    int64_t bytes = 0;
+    for (int i = 0; i < count_; ++i) bytes += ranges_[i].end - ranges_[i].at;
+    share_ = ceil_div(ceil_div(bytes, kLine), turns) + 1;
+  }
+  [[gnu::always_inline]] void ask() {
+    for (int64_t i = 0; i < share_ && next_ < count_; ++i) {
+      Range& range = ranges_[next_];
+      __builtin_prefetch(range.at, /*write=*/0, /*locality=*/2);
+      range.at += kLine;
+      if (range.at >= range.end) ++next_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  struct Range {
+    const char *at, *end;
+  };
+  std::array<Range, 4> ranges_;
+  int64_t share_ = 0;
+  int count_ = 0, next_ = 0;
+};
 
 // A block of `lanes` batch rows in `vectors` registers; M * vectors sums fit.
 template <class T, class Registers, int M>
@@ -61,16 +100,20 @@ template <class T, class Registers, int M, int rows, class Vector, int vectors>
 // c_t = sum_uv M[uv, t] a_u b_v for one block; a, b and c are (features, lanes), M has rows of n3.
 template <class T, class Registers, int M>
 BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight, const T* a_rows,
-                                             const T* b_rows, T* c_rows) {
+                                             const T* b_rows, T* c_rows, Coming& coming) {
   using Vector = typename Block<T, Registers, M>::Vector;
   constexpr int vectors = Block<T, Registers, M>::vectors;
   constexpr int rows = Block<T, Registers, M>::rows;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const b = reinterpret_cast<const Vector*>(b_rows);
   Vector c[M][vectors] = {};
+  coming.spread(pairs.n1 / rows + 1);
   int64_t u = 0;
-  for (; u + rows <= pairs.n1; u += rows)
+  for (; u + rows <= pairs.n1; u += rows) {
+    coming.ask();
     narrow_third_rows<T, Registers, M, rows>(pairs, u, weight, a, b, c);
+  }
+  coming.ask();
   for (; u < pairs.n1; ++u) narrow_third_rows<T, Registers, M, 1>(pairs, u, weight, a, b, c);
   for (int t = 0; t < M; ++t)
     for (int i = 0; i < vectors; ++i) reinterpret_cast<Vector*>(c_rows)[t * vectors + i] = c[t][i];
@@ -81,7 +124,7 @@ BLOCKOPS_SIMD_CLONES void narrow_third_block(const Pairs& pairs, const T* weight
 template <class T, class Registers, int M>
 BLOCKOPS_SIMD_CLONES void narrow_pair_block(const Pairs& pairs, const T* weight, const T* a_rows,
                                             const T* b_rows, const T* c_rows, T* grad_a_rows,
-                                            T* grad_b_rows) {
+                                            T* grad_b_rows, Coming& coming) {
   using Vector = typename Block<T, Registers, M>::Vector;
   constexpr int vectors = Block<T, Registers, M>::vectors;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
@@ -92,7 +135,9 @@ BLOCKOPS_SIMD_CLONES void narrow_pair_block(const Pairs& pairs, const T* weight,
   for (int t = 0; t < M; ++t)
     for (int i = 0; i < vectors; ++i)
       c[t][i] = reinterpret_cast<const Vector*>(c_rows)[t * vectors + i];
+  coming.spread(pairs.n1);
   for (int64_t u = 0; u < pairs.n1; ++u) {
+    coming.ask();
     Vector a_u[vectors], to_a[vectors] = {};
     for (int i = 0; i < vectors; ++i) a_u[i] = a[u * vectors + i];
     for (int64_t v = pairs.first_v(u); v < pairs.n2; ++v, weight += M) {
@@ -129,36 +174,31 @@ template <class T, class Registers, int M, int rows, class Vector>
 // The same for one block; M is (n, n, n3), symmetric in u and v.
 template <class T, class Registers, int M>
 BLOCKOPS_SIMD_CLONES void narrow_square_block(int64_t n, const T* weight, const T* a_rows,
-                                              const T* c_rows, T* grad_rows) {
+                                              const T* c_rows, T* grad_rows, Coming& coming) {
   using Vector = typename Block<T, Registers, M>::Vector;
   constexpr int vectors = Block<T, Registers, M>::vectors;
   constexpr int rows = Block<T, Registers, M>::rows;
   const auto* const a = reinterpret_cast<const Vector*>(a_rows);
   const auto* const c = reinterpret_cast<const Vector*>(c_rows);
   auto* const grad = reinterpret_cast<Vector*>(grad_rows);
+  coming.spread(n / rows + 1);
   int64_t u = 0;
-  for (; u + rows <= n; u += rows)
+  for (; u + rows <= n; u += rows) {
+    coming.ask();
     narrow_square_rows<T, Registers, M, rows>(n, weight + u * n * M, a, c, grad + u * vectors);
+  }
+  coming.ask();
   for (; u < n; ++u)
     narrow_square_rows<T, Registers, M, 1>(n, weight + u * n * M, a, c, grad + u * vectors);
 }
 
-// Asks for rows [begin, begin + lanes) of a tensor (batch, features), as far as there are so many.
-template <class T>
-void ask_for(const T* data, int64_t features, int64_t begin, int64_t batch, int64_t lanes) {
-  const int64_t end = std::min(begin + lanes, batch);
-  for (int64_t i = begin * features; i < end * features; i += 64 / sizeof(T))
-    __builtin_prefetch(data + i, /*write=*/0, /*locality=*/2);
-}
-
 // Rows [begin, begin + lanes) of in (batch, features), transposed to (features, lanes); rows past
-// the batch are zero. Asks for the next rows, which are there by the time this block is done.
+// the batch are zero.
 template <class T>
 void load_block(const T* in, int64_t features, int64_t begin, int64_t batch, int64_t lanes,
                 T* out) {
   const int64_t rows = std::min(lanes, batch - begin);
   if (rows < lanes) std::fill(out, out + features * lanes, T(0));
-  ask_for(in, features, begin + lanes, batch, lanes);
   transpose(in + begin * features, features, rows, features, out, lanes);
 }
 
@@ -182,15 +222,12 @@ void for_each_block(int64_t batch, int64_t lanes, int64_t scratch_size, int64_t 
                     const Body& body) {
   const int64_t blocks = ceil_div(batch, lanes);
   const int64_t part_blocks = ceil_div(blocks, kTasks);
-  for_each_part(
-      ceil_div(blocks, part_blocks),
-      [&](int64_t part) {
-        const Buffer<T> scratch(scratch_size);
-        const int64_t end = std::min(blocks, (part + 1) * part_blocks);
-        for (int64_t block = part * part_blocks; block < end; ++block)
-          body(block * lanes, scratch.get());
-      },
-      most_threads);
+  for_each_part(ceil_div(blocks, part_blocks), most_threads, [&](int64_t part) {
+    const Buffer<T> scratch(scratch_size);
+    const int64_t end = std::min(blocks, (part + 1) * part_blocks);
+    for (int64_t block = part * part_blocks; block < end; ++block)
+      body(block * lanes, scratch.get());
+  });
 }
 
 template <class T, class Registers, int M>
@@ -198,16 +235,18 @@ void narrow_third(const Pairs& pairs, const T* weight, int64_t batch, const T* a
                   const T* bias, T* c) {
   constexpr int64_t lanes = Block<T, Registers, M>::lanes;
   const int64_t size_a = pairs.n1 * lanes, size_b = pairs.upper ? 0 : pairs.n2 * lanes;
-  const int64_t threads = most_threads(pairs, M, batch);
-  for_each_block<T>(batch, lanes, size_a + size_b + M * lanes, threads,
-                    [&](int64_t row, T* block_a) {
-                      T* const block_b = pairs.upper ? block_a : block_a + size_a;
-                      T* const block_c = block_a + size_a + size_b;
-                      load_block(a, pairs.n1, row, batch, lanes, block_a);
-                      if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
-                      narrow_third_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c);
-                      store_block(block_c, bias, M, row, batch, lanes, c);
-                    });
+  const int64_t size = size_a + size_b, threads = most_threads(pairs, M, batch);
+  for_each_block<T>(batch, lanes, size + M * lanes, threads, [&](int64_t row, T* block_a) {
+    T* const block_b = pairs.upper ? block_a : block_a + size_a;
+    T* const block_c = block_a + size;
+    load_block(a, pairs.n1, row, batch, lanes, block_a);
+    if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
+    Coming coming;
+    coming.add(a, pairs.n1, row + lanes, batch, lanes);
+    if (!pairs.upper) coming.add(b, pairs.n2, row + lanes, batch, lanes);
+    narrow_third_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c, coming);
+    store_block(block_c, bias, M, row, batch, lanes, c);
+  });
 }
 
 template <class T, class Registers, int M>
@@ -226,9 +265,13 @@ void narrow_pair(const Pairs& pairs, const T* weight, int64_t batch, const T* a,
     if (!pairs.upper) load_block(b, pairs.n2, row, batch, lanes, block_b);
     load_block(c, M, row, batch, lanes, block_c);
     std::fill(to_a, to_a + size, T(0));
-    ask_for(grad_a, pairs.n1, row, batch, lanes);
-    if (!pairs.upper) ask_for(grad_b, pairs.n2, row, batch, lanes);
-    narrow_pair_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c, to_a, to_b);
+    Coming coming;
+    coming.add(grad_a, pairs.n1, row, batch, lanes);
+    if (!pairs.upper) coming.add(grad_b, pairs.n2, row, batch, lanes);
+    coming.add(a, pairs.n1, row + lanes, batch, lanes);
+    if (!pairs.upper) coming.add(b, pairs.n2, row + lanes, batch, lanes);
+    narrow_pair_block<T, Registers, M>(pairs, weight, block_a, block_b, block_c, to_a, to_b,
+                                       coming);
     store_block<T>(to_a, nullptr, pairs.n1, row, batch, lanes, grad_a);
     if (!pairs.upper) store_block<T>(to_b, nullptr, pairs.n2, row, batch, lanes, grad_b);
   });
@@ -243,8 +286,10 @@ void narrow_square(int64_t n, const T* weight, int64_t batch, const T* a, const 
     T* const block_c = block_grad + n * lanes;
     load_block(a, n, row, batch, lanes, block_a);
     load_block(c, M, row, batch, lanes, block_c);
-    ask_for(grad, n, row, batch, lanes);
-    narrow_square_block<T, Registers, M>(n, weight, block_a, block_c, block_grad);
+    Coming coming;
+    coming.add(grad, n, row, batch, lanes);
+    coming.add(a, n, row + lanes, batch, lanes);
+    narrow_square_block<T, Registers, M>(n, weight, block_a, block_c, block_grad, coming);
     store_block<T>(block_grad, nullptr, n, row, batch, lanes, grad);
   });
 }
@@ -255,18 +300,15 @@ Buffer<T> weight_rows(const Weight<T>& weight, int64_t threads) {
   const int64_t size = weight.pairs.size(), n3 = weight.n3;
   const int64_t part = stretch(size, ceil_div(kPackSize, n3), 8);
   Buffer<T> rows(size * n3);
-  for_each_part(
-      ceil_div(size, part),
-      [&](int64_t nth) {
-        const int64_t begin = nth * part, end = std::min(size, begin + part);
-        T* const out = rows.get() + begin * n3;
-        if (weight.pairs.upper) {
-          pack_symmetric(weight, begin, end, 0, n3, {out, n3});
-        } else {
-          transpose(weight.data + begin, weight.third_stride, n3, end - begin, out, n3);
-        }
-      },
-      threads);
+  for_each_part(ceil_div(size, part), threads, [&](int64_t nth) {
+    const int64_t begin = nth * part, end = std::min(size, begin + part);
+    T* const out = rows.get() + begin * n3;
+    if (weight.pairs.upper) {
+      pack_symmetric(weight, begin, end, 0, n3, {out, n3});
+    } else {
+      transpose(weight.data + begin, weight.third_stride, n3, end - begin, out, n3);
+    }
+  });
   return rows;
 }
 
@@ -275,15 +317,12 @@ template <class T>
 Buffer<T> symmetric_square(const Weight<T>& weight, int64_t threads) {
   const int64_t n = weight.pairs.n1, m = weight.n3;
   Buffer<T> square(n * n * m);
-  for_each_part(
-      n,
-      [&](int64_t i) {
-        for (int64_t j = 0; j < n; ++j)
-          for (int64_t k = 0; k < m; ++k)
-            square.get()[(i * n + j) * m + k] =
-                weight.data[(i * n + j) * m + k] + weight.data[(j * n + i) * m + k];
-      },
-      threads);
+  for_each_part(n, threads, [&](int64_t i) {
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t k = 0; k < m; ++k)
+        square.get()[(i * n + j) * m + k] =
+            weight.data[(i * n + j) * m + k] + weight.data[(j * n + i) * m + k];
+  });
   return square;
 }
 

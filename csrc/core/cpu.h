@@ -58,11 +58,11 @@ class Buffer {  // scratch: aligned, of any content
   c10::DataPtr data_;
 };
 
-// Runs body(part) for every part in [0, count). Each thread takes the parts of a range of its own
-// in order, neighbours in memory, and then what others have not begun: none waits long for one that
-// has more to do, or that the system holds up. most: the threads that may take part.
+// Runs body(part) for every part in [0, count), on `most` threads at most. Each thread takes the
+// parts of a range of its own in order, neighbours in memory, and then what others have not begun:
+// none waits long for one that has more to do, or that the system holds up.
 template <class Body>
-void for_each_part(int64_t count, const Body& body, int64_t most = INT64_MAX) {
+void for_each_part(int64_t count, int64_t most, const Body& body) {
   struct alignas(64) Range {
     std::atomic<int64_t> next;
     int64_t end;
@@ -80,6 +80,11 @@ void for_each_part(int64_t count, const Body& body, int64_t most = INT64_MAX) {
         body(part);
     }
   });
+}
+
+template <class Body>
+void for_each_part(int64_t count, const Body& body) {
+  for_each_part(count, INT64_MAX, body);
 }
 
 }  // namespace blockops::cpu
