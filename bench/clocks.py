@@ -17,7 +17,7 @@ from torch import Tensor
 from . import machine
 
 BLOCK = 1e-3  # seconds: calls that are shorter are timed together, in blocks that last as long
-LONG = 4  # times the seconds of a round: a call that takes longer is made once in it
+LONG = 12  # times the seconds of a round: a call that takes longer is made once in it, cold
 SETS = 8  # of data, at most
 Call = Callable[[], Any]
 Ready = Callable[[int], list[Call]]  # makes so many calls ready, outside the timing

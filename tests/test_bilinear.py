@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from time import perf_counter
 
@@ -461,3 +462,29 @@ def test_what_memory_held_costs_nothing(case):
 
     with support.threads(1):
         assert fastest_after(1e-40, call) < 2 * fastest_after(1.0, call)
+
+
+@pytest.mark.parametrize("n1, n2, m", [(4096, 16, 1), (2, 16384, 2), (1, 16384, 1)])
+def test_long_sums_of_one_row(n1, n2, m):
+    """Of positive numbers, in the plain loops: they add in two levels."""
+    torch.manual_seed(0)
+    x1, x2, weight = torch.rand(1, n1), torch.rand(1, n2), torch.rand(m, n1, n2)
+    arguments = [t.requires_grad_() for t in (x1, x2, weight)]
+    wide = [t.detach().double().requires_grad_() for t in arguments]
+    y, expected = blockops.bilinear(*arguments), torch.nn.functional.bilinear(*wide)
+    found = [y, *torch.autograd.grad(y.sum(), arguments)]
+    for ours, true in zip(
+        found, [expected, *torch.autograd.grad(expected.sum(), wide)], strict=True
+    ):
+        torch.testing.assert_close(ours.double(), true, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("n1, n2", [(0, 3), (3, 0)])
+def test_no_features_beside_an_infinity(n1, n2):
+    x1, x2 = torch.full((2, n1), math.inf), torch.full((2, n2), math.inf)
+    bias = torch.randn(4)
+    x1.requires_grad_(), x2.requires_grad_()
+    y = blockops.bilinear(x1, x2, torch.empty(4, n1, n2), bias)
+    assert torch.equal(y, bias.expand(2, 4))
+    for gradient in torch.autograd.grad(y, (x1, x2), torch.full((2, 4), math.inf)):
+        assert torch.equal(gradient, torch.zeros_like(gradient))

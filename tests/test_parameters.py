@@ -1,4 +1,4 @@
-"""Modules whose parameters are not plain ones: their forward methods look for those first."""
+"""How the forward methods of modules come by their parameters, which nn.Module finds last."""
 
 import pytest
 import torch
@@ -12,6 +12,27 @@ MODULES = {
     "Bilinear": lambda: (Bilinear(4, 4, 3), 2),
     "LinearReLU": lambda: (LinearReLU(4, 3), 1),
 }
+
+
+def doubled(module):
+    return {name: 2 * parameter.detach() for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_compiled_exported_and_called_with_other_parameters(name):
+    torch.manual_seed(0)
+    module, count = MODULES[name]()
+    inputs = tuple(torch.randn(count, 5, 4))
+    expected = module(*inputs)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(*inputs), expected)
+    exported = torch.export.export(module, inputs)
+    assert exported.state_dict.keys() == {"weight", "bias"}
+    assert torch.equal(exported.module()(*inputs), expected)
+    others = doubled(module)
+    found = torch.func.functional_call(module, others, inputs)
+    module.load_state_dict(others)
+    assert torch.equal(found, module(*inputs)) and not torch.equal(found, expected)
 
 
 class Doubled(nn.Module):

@@ -28,8 +28,8 @@ using namespace cpu;
 bool is_direct(const DirectForm& form) {
   const auto [B, n1, n2, n3] = form;
   const int64_t work = B * form.size();
-  return work == 0 || (B <= 4 && work <= 1 << 16) ||
-         (B <= kDirectRows && B * n1 * n2 * std::max<int64_t>(n3, 16) <= 1 << 14);
+  const int64_t vectors = B * n1 * n2 * std::max<int64_t>(n3, 16);  // work, of whole vectors
+  return work == 0 || (B <= 4 && vectors <= 1 << 16) || (B <= kDirectRows && vectors <= 1 << 14);
 }
 
 // ---- quadratic: pairs (i, j) with i <= j, third slot k ----

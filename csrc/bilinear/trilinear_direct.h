@@ -13,13 +13,30 @@
 namespace blockops::cpu {
 
 constexpr int64_t kDirectRows = 64;  // of the batch, at most
+constexpr int64_t kDirectTerms =
+    192;  // of a sum that are added in one go: long ones would round more
 
 struct DirectForm {
   int64_t batch, n1, n2, n3;
   int64_t size() const { return n1 * n2 * n3; }
 };
 
-// c_t = bias_t + sum_u a_u sum_v M_uvt b_v; each sum on its own, for one long one would round more.
+// total += the sum of `count` vectors of M, `stride` apart, each times its factor.
+template <class T, class Vector>
+[[gnu::always_inline]] inline void add_sum(const T* M, int64_t available, int64_t stride,
+                                           const T* factors, int64_t count, Vector& total) {
+  for (int64_t begin = 0, at = 0; begin < count; begin += kDirectTerms) {
+    Vector sum = {}, row;
+    const int64_t end = std::min(count, begin + kDirectTerms);
+    for (int64_t i = begin; i < end; ++i, at += stride) {
+      load(row, M + at, available - at);
+      sum += factors[i] * row;
+    }
+    total += sum;
+  }
+}
+
+// c_t = bias_t + sum_u a_u sum_v M_uvt b_v
 template <class T, class Registers>
 BLOCKOPS_SIMD_CLONES void direct_third(const DirectForm& form, const T* M, const T* a, const T* b,
                                        const T* bias, T* c) {
@@ -30,12 +47,10 @@ BLOCKOPS_SIMD_CLONES void direct_third(const DirectForm& form, const T* M, const
     for (int64_t first = 0; first < n3; first += width) {
       Vector total = {};
       if (bias) load(total, bias + first, n3 - first);
-      for (int64_t u = 0, at = first; u < n1; ++u) {
-        Vector sum = {}, row;
-        for (int64_t v = 0; v < n2; ++v, at += n3) {
-          load(row, M + at, form.size() - at);
-          sum += b[v] * row;
-        }
+      for (int64_t u = 0; form.size() > 0 && u < n1; ++u) {
+        const int64_t at = u * n2 * n3 + first;
+        Vector sum = {};
+        add_sum(M + at, form.size() - at, n3, b, n2, sum);
         total += a[u] * sum;
       }
       store(total, c + r * n3 + first, (batch - r) * n3 - first);
@@ -65,16 +80,14 @@ BLOCKOPS_SIMD_CLONES void direct_gradient(const DirectForm& form, const T* M, in
   const int64_t n3 = form.n3;
   for (int64_t r = 0; r < form.batch; ++r, other += count_q, grad += count_p)
     for (int64_t first = 0; first < n3; first += width) {
-      Vector thirds, row;
+      Vector thirds;
       load(thirds, c + r * n3 + first, (form.batch - r) * n3 - first);
       Mask in_row;
       for (int64_t lane = 0; lane < width; ++lane) in_row[lane] = first + lane < n3 ? -1 : 0;
       for (int64_t p = 0; p < count_p; ++p) {
+        const int64_t at = p * stride_p + first;
         Vector sum = {};
-        for (int64_t q = 0, at = p * stride_p + first; q < count_q; ++q, at += stride_q) {
-          load(row, M + at, form.size() - at);
-          sum += other[q] * row;
-        }
+        add_sum(M + at, form.size() - at, stride_q, other, count_q, sum);
         const Mask of_row = reinterpret_cast<Mask>(sum * thirds) & in_row;
         grad[p] += sum_of_lanes<T>(reinterpret_cast<Vector>(of_row));
       }
@@ -129,6 +142,7 @@ void direct_pair_pass(const DirectForm& form, const T* M, const T* a, const T* b
   if (grad_b) std::fill_n(grad_b, batch * n2, T(0));
   for (int64_t r = 0; grad_a && r < batch; ++r)
     for (int64_t u = 0; u < n1; ++u) grad_a[r * n1 + u] = bias ? bias[u] : T(0);
+  if (form.size() == 0) return;  // an infinity times an empty sum would be NaN
   with_registers_for<T>(n3, [&](auto registers) {
     constexpr auto gradient = direct_gradient<T, decltype(registers)>;
     if (grad_a) gradient(form, M, form.n1, form.n2 * form.n3, form.n2, form.n3, b, c, grad_a);

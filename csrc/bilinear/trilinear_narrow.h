@@ -16,8 +16,9 @@ constexpr int64_t kPackSize = 1 << 12;  // elements of M that are packed at a ti
 constexpr int64_t kShared = 1 << 21;  // multiply-adds below which one thread does all: it has M in
                                       // its cache, and that M reached another's would take longer
 
-// What the next block reads and this one writes, asked for while this one is computed: at once it
-// would be more lines than can be under way, and the block would wait for them.
+// What the next block reads of many features and this one writes, asked for while this one is
+// computed: at once it would be more lines than can be under way, and the block would wait for
+// them.
 class Coming {
  public:
   // Rows [begin, begin + lanes) of a tensor (batch, features), as far as there are so many.

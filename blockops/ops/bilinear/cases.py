@@ -75,6 +75,8 @@ TESTS = [
     quadratic_case("leading", (2, 3, 4), 15, 16, bias=True),
     quadratic_case("plain_loops", (3,), 7, 37, bias=True),
     quadratic_case("short_vectors", (20,), 4, 5),
+    quadratic_case("plain_rows", (64,), 4, 1),
+    quadratic_case("one_row_more", (65,), 4, 1),
     quadratic_case("ragged_small", (17,), 31, 2),
     quadratic_case("ragged_tile", (129,), 33, 17, bias=True),
     quadratic_case("long_thin", (5000,), 2, 1, bias=True),
