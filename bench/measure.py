@@ -30,7 +30,7 @@ from .contests import Contest, size
 from .providers import COMPILED, OURS, Provider, largest_intermediate
 from .truth import DTYPES, Truth, arguments, gradient, train
 
-SLOW = 3.0  # seconds: a provider whose call takes longer is timed with that one call
+SLOW = 10.0  # seconds: a provider whose call takes longer is timed with that one call
 AGAIN = " again"  # after the name of one of ours: its turn at the end of a round
 OVER = "not measured: the time for all was over"
 GRAPH = ", CUDA graph"  # after the name of a pass: timed without the cost of launches
