@@ -22,6 +22,7 @@ from .truth import DTYPES
 SECONDS = 0.4
 QUICK_SECONDS = 0.02
 PARTS = ("cases", "curves", "overhead")
+SHORT = {"fwd": "forward", "bwd": "backward"}  # names of passes that are taken as well
 USAGE = """\
 blockops against what PyTorch offers, every op and case in one run.
 
@@ -78,7 +79,12 @@ def parser_of_runs() -> argparse.ArgumentParser:
     add("--case", nargs="+", metavar="NAME", help="cases by name; default all, see list")
     add("--device", default="cpu", metavar="DEVICE", help=f"{' or '.join(CLOCKS)}; default cpu")
     add("--dtype", default="float32", metavar="DTYPE", help=f"{', '.join(DTYPES)}")
-    add("--passes", nargs="+", metavar="PASS", help=f"some of {', '.join(PASSES)}; default all")
+    add(
+        "--passes",
+        nargs="+",
+        metavar="PASS",
+        help=f"some of {', '.join(PASSES)} ({', '.join(SHORT)} for short); default all",
+    )
     add(
         "--parts",
         nargs="+",
@@ -118,6 +124,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     glance = options.quick or options.case
     for name, known in {"op": CONTESTS, "passes": PASSES, "parts": PARTS}.items():
         values = listed(getattr(options, name)) or list(known)
+        if name == "passes":
+            values = [SHORT.get(value, value) for value in values]
         if unknown := [value for value in values if value not in known]:
             parser.error(f"--{name}: there is no {unknown[0]!r}; there are {', '.join(known)}")
         if name == "parts" and glance and not options.parts:

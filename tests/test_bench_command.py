@@ -15,6 +15,7 @@ import bench.__main__ as command
 from bench import aims, compare, contests, machine, providers, ranking, report
 from bench.contests import CONTESTS
 from bench.measure import OVER
+from bench.options import parse
 
 # ---- aims ----
 
@@ -190,6 +191,10 @@ def test_cases_and_providers_are_chosen_by_name():
     everything = chosen("--skip-compile", "--parts", "cases")
     assert len(everything) == sum(len(contest.cases) for contest in CONTESTS.values())
     assert not any("compiled" in name for _, _, names in everything for name in names)
+
+
+def test_passes_may_be_named_for_short():
+    assert parse(["--passes", "fwd,bwd,train"]).passes == ["forward", "backward", "train"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@
 
 namespace blockops::cpu {
 
-constexpr int64_t kStrip = 16;               // features u of a product; whole vectors of any size
+constexpr int64_t kStrip = 16;  // features u of a product; whole vectors of any size
+constexpr int64_t kHalf = kStrip / 2;
 constexpr int64_t kBlockLanes = 128;         // batch rows of a block, at most
 constexpr int64_t kBlockElements = 1 << 16;  // of a block of b, and of a task's sums, to n2 = 4096
 constexpr int64_t kSpanElements = 1 << 14;   // of a task's sums, where that is more than a strip
@@ -111,6 +112,15 @@ void store_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<
   }
 }
 
+// Rows [begin, end) of in (batch, features), from feature `first` on, as what is read next.
+template <class T>
+void list_features(const T* in, int64_t features, int64_t first, int64_t begin, int64_t end,
+                   Ahead& ahead) {
+  const int64_t together = first > 0 ? 1 : end - begin;  // rows that are one stretch of memory
+  ahead.begin((together * features - first) * sizeof(T));
+  for (int64_t row = begin; row < end; row += together) ahead.add(in + row * features + first);
+}
+
 // The sums of one piece over rows [begin, end) of the batch.
 template <class T>
 void outer_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<int64_t, 2> start,
@@ -120,6 +130,9 @@ void outer_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<
   const int64_t t_end = std::min(n3, t_begin + cut.group);
   const int64_t first = pairs.upper ? u_begin : 0, span = pairs.upper ? 0 : cut.span;
   const int64_t stride_a = span + kStrip, stride_b = cut.width + kStrip;
+  // Whether a strip's second half, which begins at a later v, may end as much before the width: it
+  // is a vector shorter then.
+  const bool halves = pairs.upper && cut.width - pairs.n2 >= kHalf;
   const Buffer<T> block_a(cut.lanes * stride_a), block_b(cut.lanes * stride_b),
       strip(cut.lanes * kStrip);
   std::fill_n(block_a.get(), cut.lanes * stride_a, T(0));
@@ -127,20 +140,28 @@ void outer_sums(const Pairs& pairs, int64_t n3, const OuterCut& cut, std::array<
   const Rows<T> b_rows{block_b.get(), stride_b};
   const Rows<T> a_rows =  // from u_begin on
       pairs.upper ? Rows<T>{b_rows.data + u_begin, stride_b} : Rows<T>{block_a.get(), stride_a};
+  Ahead ahead;
   for (int64_t row = begin; row < end; row += cut.lanes) {
     const int64_t lanes = std::min(cut.lanes, end - row);
     copy_rows<T>(b + row * pairs.n2 + first, pairs.n2, pairs.n2 - first, lanes,
                  {b_rows.data + first, stride_b});
     if (!pairs.upper)
       copy_rows<T>(a + row * pairs.n1 + u_begin, pairs.n1, u_end - u_begin, lanes, a_rows);
+    list_features(b, pairs.n2, first, row + lanes, std::min(end, row + lanes + cut.lanes), ahead);
+    ahead.spread(lanes * (u_end - u_begin) * (t_end - t_begin) * (cut.width - first));
     for (int64_t t = t_begin; t < t_end; ++t)
       for (int64_t u = u_begin; u < u_end; u += kStrip) {
         const int64_t v = pairs.upper ? u : 0, count = std::min(kStrip, u_end - u);
-        T* const to = sums + ((t - t_begin) * cut.span + u - u_begin) * cut.width + v;
+        T* const to = sums + ((t - t_begin) * cut.span + u - u_begin) * cut.width;
         scaled_strip<T>(lanes, {a_rows.data + u - u_begin, a_rows.stride}, c + row * n3 + t, n3,
                         strip.get());
-        product<T>({strip.get(), count, lanes, 1, kStrip}, {b_rows.data + v, stride_b},
-                   cut.width - v, {to, cut.width}, row > begin);
+        const auto add_product = [&](int64_t i, int64_t rows, int64_t v, int64_t v_end) {
+          product<T>({strip.get() + i, rows, lanes, 1, kStrip}, {b_rows.data + v, stride_b},
+                     v_end - v, {to + i * cut.width + v, cut.width}, row > begin, &ahead);
+        };
+        const int64_t rows = std::min(count, halves ? kHalf : kStrip);
+        add_product(0, rows, v, cut.width);
+        if (rows < count) add_product(rows, count - rows, v + kHalf, cut.width - kHalf);
       }
   }
 }
