@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import floors, models, ranking
+from .floors import FAMILY
 from .providers import OURS, PASSES
 from .ranking import NAMES, Row, mean_ratio, noisy
 from .report import Section, noise, ratio
 
-FAMILY = ("quadratic", "bilinear")
 ALL = tuple(PASSES)
 WITH_FORWARD = ("forward", "forward_grad", "train")
 LARGE = 64e6  # bytes of input

@@ -13,12 +13,20 @@ from blockops._cases import Case
 
 from . import models
 
+FAMILY = ("quadratic", "bilinear")
+
 
 def flops(case: Case, name: str) -> int:
     """backward: the gradients of input and weight cost a product each; center is its own adjoint;
-    the input of a model is data, and its first layer has one product less."""
+    the input of a model is data, and its first layer has one product less. In the bilinear family
+    the gradient of the input is A x, with n multiply-adds for each of n elements, and A_ij =
+    sum_k W_ijk g_k the product; for m = 1 there is none, as g may be multiplied last."""
     forward = case.floor_flops
     backward = forward if case.op == "center" else 2 * forward
+    if case.op in FAMILY:
+        inputs, axis = (1, -1) if case.op == "quadratic" else (2, 0)  # axis: of the outputs
+        m = case.shapes["weight"][axis]
+        backward += inputs * case.flops // m - (forward if m == 1 else 0)
     if case.op == models.OP:
         backward -= 2 * math.prod(case.shapes["x"]) * case.shapes["weight_1"][0]
     return {"backward": backward, "train": forward + backward}.get(name, forward)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from . import models, ranking, report
 from .aims import LARGE
@@ -39,6 +40,13 @@ OTHERS_IN_BRIEF = [
     ("center", "square", "Centered, 67 MB"),
     ("center", "columns", "Centered, 134 MB"),
 ]
+# Of the training steps of all runs: compared to what, and the head of the column.
+STEPS = {
+    "quadratic": ("best", "one input, vs best stock"),
+    "bilinear": ("best", "two inputs, vs best stock"),
+    "linear_relu": ("eager", "linear_relu, vs eager"),
+    models.OP: ("nn.Sequential", "textbook MLP, vs stock"),
+}
 # Modules: the op or model, its case, the provider with blockops in it.
 WHOLE = [
     ("linear_relu", "mlp_hidden", "blockops.LinearReLU", "LinearReLU(20, 256), batch 2"),
@@ -46,11 +54,18 @@ WHOLE = [
 ]
 
 
-def newest(folder: Path = RESULTS) -> Rows:
+def stored(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The records of all runs, the newest last, each with the name of its folder."""
+    records = [
+        json.loads(path.read_text()) | {"run": path.parent.name} for path in folder.glob("*/*.json")
+    ]
+    return sorted(records, key=lambda record: record["date"])
+
+
+def newest(records: Iterable[dict[str, Any]]) -> Rows:
     """The rows of all ops, each op's from the newest run that has it."""
-    records = [json.loads(path.read_text()) for path in folder.glob("*/*.json")]
     runs: dict[str, list[Row]] = {}
-    for record in sorted(records, key=lambda record: record["date"]):
+    for record in records:
         rows = ranking.rows_of(record)
         for op in {row.op for row in rows}:
             runs[op] = [row for row in rows if row.op == op]
@@ -193,29 +208,57 @@ def others_in_brief(rows: Rows) -> str:
     return table(header, lines)
 
 
+def runs(records: Iterable[dict[str, Any]]) -> str:
+    """The training steps of every run of `quadratic`: the mean, and the lowest case."""
+    lines = []
+    for record in records:
+        rows = [row for row in ranking.rows_of(record) if row.name == "train"]
+        cells = {
+            op: mean_and_lowest([row for row in rows if row.op == op], key)
+            for op, (key, _) in STEPS.items()
+        }
+        if cells["quadratic"] != "-":
+            lines.append([record["run"], processor(record["cpu"]), *cells.values()])
+    return table(["run", "processor", *(title for _, title in STEPS.values())], lines)
+
+
+def mean_and_lowest(rows: list[Row], key: str) -> str:
+    if not rows:
+        return "-"
+    mean, lowest = times(mean_ratio(rows, key)), min(rows, key=lambda row: row.ratios[key])
+    return f"{mean}, {lowest.case} {times(lowest.ratios[key])}" if len(rows) > 1 else mean
+
+
+def processor(name: str) -> str:
+    return name.split(",")[0].replace("(R)", "").removesuffix(" Processor")
+
+
 BLOCKS: dict[str, Callable[[Rows], str]] = {
     block.__name__: block
     for block in (family, linear_relu, modules, center, family_in_brief, others_in_brief)
 }
+OF_RECORDS = {"runs": runs}
 
 
-def generated(text: str, rows: Rows) -> str:
+def generated(text: str, records: list[dict[str, Any]]) -> str:
     """The text with its blocks made anew. KeyError for a block that there is not."""
+    rows = newest(records)
 
     def block(found: re.Match) -> str:
         begin, name, end = found.groups()
-        return f"{begin}\n{BLOCKS[name](rows)}\n\n{end}"
+        made = OF_RECORDS[name](records) if name in OF_RECORDS else BLOCKS[name](rows)
+        return f"{begin}\n{made}\n\n{end}"
 
     return BLOCK.sub(block, text)
 
 
 def rewrite(files: Iterable[Path] = FILES, check: bool = False) -> list[Path]:
     """The files whose tables are not those of the results; written anew unless it is a check."""
-    rows = newest()
+    records = stored()
     changed = []
     for path in files:
         before = path.read_text("utf-8")
-        after = generated(before, rows)
+        after = generated(before, records)
         if after != before:
             changed.append(path)
             if not check:

@@ -122,8 +122,8 @@ ELEMENTS = {
 @pytest.mark.parametrize(
     ("op", "forward", "backward", "read_backward", "written_backward"),
     [
-        ("quadratic", 2 * 5 * 3 * 10, 2 * 2 * 5 * 3 * 10, (20, 48, 15), (20, 48)),
-        ("bilinear", 2 * 5 * 4 * 6 * 3, 2 * 2 * 5 * 4 * 6 * 3, (20, 30, 72, 15), (20, 30, 72)),
+        ("quadratic", 2 * 5 * 3 * 10, 2 * 5 * (2 * 10 * 3 + 4 * 4), (20, 48, 15), (20, 48)),
+        ("bilinear", 2 * 5 * 24 * 3, 2 * 5 * 24 * (2 * 3 + 2), (20, 30, 72, 15), (20, 30, 72)),
         ("linear_relu", 2 * 5 * 4 * 3, 2 * 2 * 5 * 4 * 3, (20, 12, 3, 15, 15), (20, 12, 3)),
         (
             "model",
@@ -144,6 +144,12 @@ def test_floors_of_ops_with_products(op, forward, backward, read_backward, writt
         for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
             found = floors.traffic(case, name, ELEMENTS[op][-1], dtype, without_grad)
             assert found == size * moved[name]
+
+
+def test_floor_of_a_single_output():
+    """Backward: W x for each input, and the product for the weight."""
+    assert floors.flops(quadratic_case("", (7,), 4, 1), "backward") == 2 * 7 * (4 * 4 + 10)
+    assert floors.flops(bilinear_case("", (7,), 4, 6, 1), "backward") == 2 * 7 * (24 * 2 + 24)
 
 
 def test_share_of_the_ceiling_is_that_of_what_bounds_the_pass():

@@ -20,7 +20,7 @@ def test_every_block_stands_in_a_file_once():
         for path in tables.FILES
         for _, name, _ in tables.BLOCK.findall(path.read_text("utf-8"))
     ]
-    assert sorted(found) == sorted(tables.BLOCKS)
+    assert sorted(found) == sorted([*tables.BLOCKS, *tables.OF_RECORDS])
 
 
 def test_a_changed_figure_is_found_and_mended(monkeypatch, tmp_path, capsys):
@@ -45,9 +45,22 @@ def test_of_each_op_the_newest_run_counts(tmp_path):
     for name, run in runs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(run))
-    rows = tables.newest(tmp_path)
+    records = tables.stored(tmp_path)
+    assert [record["run"] for record in records] == ["c", "a", "b"]
+    rows = tables.newest(records)
     assert set(rows) == {("center", "small", "train"), ("quadratic", "small", "train")}
     assert rows["center", "small", "train"].ratios["eager"] == 3
+
+
+def test_every_run_of_the_family_has_a_line():
+    quadratic = [
+        result("quadratic", [1.0, 1.0], case=case, others={"einsum": [seconds]})
+        for case, seconds in (("one", 8.0), ("two", 2.0))
+    ]
+    both = record([*quadratic, eager(3.0)]) | {"run": "b", "cpu": "Intel(R) Xeon(R) Processor, A"}
+    others = record([eager(3.0)]) | {"run": "a"}
+    line = tables.runs([others, both]).splitlines()[2:]
+    assert line == ["| b | Intel Xeon | 4.00x, two 2.00x | - | - | - |"]
 
 
 @pytest.mark.parametrize(
@@ -75,4 +88,4 @@ def test_ratios_have_no_more_digits_than_they_mean():
 def test_a_block_that_there_is_not_is_an_error():
     text = "<!-- generated: cubic -->\nx\n<!-- end of generated -->"
     with pytest.raises(KeyError):
-        tables.generated(text, {})
+        tables.generated(text, [])

@@ -1,14 +1,14 @@
 // BLOCKOPS_SIMD_CLONES before a function: the compiler makes a copy of it for each generation of
 // x86 vector units and the loader picks the one that this machine runs, so that a library built on
-// one machine is fast, and legal, on another. Elsewhere (and under the address sanitizer, which the
-// loader's choice would precede) it means nothing. Clone the loop over a whole tile, not a short
-// row.
+// one machine is fast, and legal, on another. Elsewhere (and with BLOCKOPS_NO_COPIES, for the
+// sanitizers: the loader's choice would precede that of addresses) it means nothing. Clone the loop
+// over a whole tile, not a short row.
 //
 // with_registers says which vectors such a function may keep its sums in.
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
+    !defined(BLOCKOPS_NO_COPIES)
 #if __GNUC__ >= 12
 #define BLOCKOPS_WIDEST "x86-64-v4"
 #define BLOCKOPS_SIMD_CLONES \
@@ -39,6 +39,9 @@ struct SmallRegisters {  // any machine's
 // Calls body with the registers of the copy that the loader picks on this machine.
 template <class Body>
 void with_registers(const Body& body) {
+#ifdef BLOCKOPS_WIDE_REGISTERS
+  return body(WideRegisters());
+#endif
 #ifdef BLOCKOPS_WIDEST
   static const bool wide = __builtin_cpu_supports(BLOCKOPS_WIDEST);
   if (wide) return body(WideRegisters());
