@@ -1,8 +1,8 @@
 // BLOCKOPS_SIMD_CLONES before a function: the compiler makes a copy of it for each generation of
 // x86 vector units and the loader picks the one that this machine runs, so that a library built on
 // one machine is fast, and legal, on another. Elsewhere (and with BLOCKOPS_NO_COPIES, for the
-// sanitizers: the loader chooses before that of addresses is ready) it means nothing. Clone the loop
-// over a whole tile, not a short row.
+// sanitizers: the loader chooses before that of addresses is ready) it means nothing. Clone the
+// loop over a whole tile, not a short row.
 //
 // with_registers says which vectors such a function may keep its sums in.
 #pragma once
