@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,21 +234,21 @@ def processor(name: str) -> str:
     return name.split(",")[0].replace("(R)", "").removesuffix(" Processor")
 
 
-BLOCKS: dict[str, Callable[[Rows], str]] = {
-    block.__name__: block
-    for block in (family, linear_relu, modules, center, family_in_brief, others_in_brief)
-}
-OF_RECORDS = {"runs": runs}
+def blocks(records: list[dict[str, Any]]) -> dict[str, Callable[[], str]]:
+    """What makes each block, by its name."""
+    rows = newest(records)
+    of_rows = (family, linear_relu, modules, center, family_in_brief, others_in_brief)
+    made = {block.__name__: partial(block, rows) for block in of_rows}
+    return made | {"runs": partial(runs, records)}
 
 
 def generated(text: str, records: list[dict[str, Any]]) -> str:
     """The text with its blocks made anew. KeyError for a block that there is not."""
-    rows = newest(records)
+    known = blocks(records)
 
     def block(found: re.Match) -> str:
         begin, name, end = found.groups()
-        made = OF_RECORDS[name](records) if name in OF_RECORDS else BLOCKS[name](rows)
-        return f"{begin}\n{made}\n\n{end}"
+        return f"{begin}\n{known[name]()}\n\n{end}"
 
     return BLOCK.sub(block, text)
 
