@@ -4,7 +4,9 @@ Every provider's result and gradients are checked against the formula in float64
 timed. The providers of a case take turns in rounds, so that drift of the machine hits all of them,
 and blockops' stand at both ends of a round: the ratio of the two times is the noise. Each time is
 the median of the rounds' medians, or with --fastest the least of all, for a machine that others
-use. Where one set of data fits the caches, calls go to several in turn.
+use. Where one set of data fits the caches, calls go to several in turn, those of all providers in
+the same memory: each call to the set that was used longest ago, so that none meets one that the
+provider before it has just left in the cache.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from .contests import Contest, size
 from .providers import COMPILED, OURS, Provider, largest_intermediate
 from .truth import DTYPES, Truth, arguments, gradient, train
 
+FEWEST = 5  # rounds, however long they take, unless a call is slow
 SLOW = 10.0  # seconds: a provider whose call takes longer is timed with that one call
 AGAIN = " again"  # after the name of one of ours: its turn at the end of a round
 OVER = "not measured: the time for all was over"
@@ -57,6 +60,7 @@ class Data:
         for seed in range(1, clock.sets(self.bytes)):
             grad = gradient(case, self.truth.grad.shape, dtype, seed, device)
             self.sets.append((arguments(case, dtype, seed, device), grad))
+        self.turns = itertools.cycle(range(len(self.sets)))
 
     def restored(self) -> bool:
         """Whether the first set was written to; it is then what it was, for the next provider."""
@@ -90,7 +94,7 @@ class Entry:
             if provider.compiled:
                 function = torch.compile(function, dynamic=False, **COMPILED[provider.compiled])
             self.sets = [(*self._bind(function, args), grad) for args, grad in data.sets]
-            self._turns = itertools.cycle(self.sets)
+            self._turns = data.turns
             if not provider.limit:
                 self._check(data.truth)
         except Exception as error:
@@ -118,9 +122,8 @@ class Entry:
         leaves = [a.detach().requires_grad_(want) for a, want in zip(args, wants, strict=True)]
         if self.provider.module is not None:
             module = self.provider.module(self.case).to(args[0])
-            with torch.no_grad():
-                for parameter, values in zip(module.parameters(), args[1:], strict=True):
-                    parameter.copy_(values)
+            for parameter, values in zip(module.parameters(), args[1:], strict=True):
+                parameter.data = values
             call = functools.partial(module, leaves[0])
             leaves[1:] = module.parameters()
         else:
@@ -165,7 +168,8 @@ class Entry:
         is done. They go to the sets of data in turn. Each may be made more than once where the
         clock does so."""
         ready = []
-        for call, leaves, grad in itertools.islice(self._turns, count):
+        for turn in itertools.islice(self._turns, count):
+            call, leaves, grad = self.sets[turn]
             if self.provider.limit:
                 ready.append(functools.partial(_twice, call) if name == "train" else call)
             elif name == "backward":
@@ -346,7 +350,7 @@ def take_turns(
     how: str = "",
 ) -> dict[str, dict[str, list[float]]]:
     """Each entry's seconds a call: of every round, and the quartiles of all blocks. There is one
-    round only where a call is slow, and fewer than all, though three, where calls take more than
+    round only where a call is slow, and fewer than all, though FEWEST, where calls take more than
     the time there is for them. One that raises has none; it is added to troubles."""
     pick = min if options.fastest else statistics.median
     rounds: dict[str, list[float]] = {label: [] for label in entries}
@@ -364,7 +368,7 @@ def take_turns(
             if taken is None:  # its other turn raised in this round
                 continue
             if max(taken, default=0) > SLOW or (
-                len(taken) >= 3 and sum(taken) > 2 * options.seconds
+                len(taken) >= FEWEST and sum(taken) > 2 * options.seconds
             ):
                 continue
             entry = entries[label]

@@ -23,7 +23,12 @@ UNSTEADY = 1.5
 
 @dataclass(frozen=True)
 class Row:
-    """blockops on one case and pass; ratios are others' time over that of blockops."""
+    """blockops on one case and pass.
+
+    A ratio is another's time over that of blockops in the same round, of which it is the median
+    over the rounds: what slows the machine for longer than a round slows both. So it may differ
+    from the quotient of the times, each of which is of its own best or median round.
+    """
 
     op: str
     case: str
@@ -31,7 +36,7 @@ class Row:
     name: str  # of the pass
     seconds: float
     quartiles: list[float]
-    noises: dict[str, float]  # of each of ours: the ratio of its two times, at least 1
+    noises: dict[str, float]  # of each of ours: the ratio of its two, or 1 over it: at least 1
     unsteady: float  # the largest ratio of median to fastest round among those compared
     best: str
     best_seconds: float
@@ -56,45 +61,52 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(logs)) if logs else math.nan
 
 
+def paired(rounds: list[float], others: Iterable[float]) -> float:
+    """The median over the rounds of the ratio of times."""
+    return statistics.median(a / b for a, b in zip(rounds, others, strict=False))
+
+
 def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | None:
     """The row of a case and pass; None where blockops has no time.
 
     The time of each is the median of its rounds, or the fastest. That of each of ours is the
-    geometric mean of its two; a column's is that of the fastest of its providers.
+    geometric mean of its two, and in a round likewise. Best, and what stands in a column, is the
+    provider with the least ratio.
     """
     measured = result["passes"][name]
     contest = CONTESTS[result["op"]]
     rounds = {label: times["rounds"] for label, times in measured["times"].items()}
-    times = {label: (min if fastest else statistics.median)(r) for label, r in rounds.items()}
-    present = [provider for provider in contest.providers if provider.name in times]
-    both = {p.name: [times[p.name], times[p.name + AGAIN]] for p in present if p.ours}
+    present = [provider for provider in contest.providers if provider.name in rounds]
+    both = {p.name: (rounds[p.name], rounds[p.name + AGAIN]) for p in present if p.ours}
     if OURS not in both:
         return None
-    ours = {label: geometric_mean(pair) for label, pair in both.items()}
+    times = {label: (min if fastest else statistics.median)(r) for label, r in rounds.items()}
+    ours = {label: [*map(geometric_mean, zip(*pair))] for label, pair in both.items()}
+    own_times = {label: geometric_mean([times[label], times[label + AGAIN]]) for label in both}
+    against = {p.name: paired(rounds[p.name], ours[p.against]) for p in present if p.against in ours}
     ratios, compared = {}, [OURS, OURS + AGAIN]
     peers = [provider.name for provider in present if provider.peer]
     for column, named in ({"best": tuple(peers)} | contest.columns).items():
-        rivals = [p for p in present if p.name in named and p.against in ours]
-        if rivals:
-            rival = min(rivals, key=lambda p: times[p.name])
-            ratios[column] = times[rival.name] / ours[rival.against]
-            compared.append(rival.name)
-    best = min(peers, key=times.__getitem__, default="-")
+        if rivals := [label for label in named if label in against]:
+            rival = min(rivals, key=against.__getitem__)
+            ratios[column] = against[rival]
+            compared.append(rival)
+    best = min(peers, key=against.__getitem__, default="-")
     return Row(
         op=result["op"],
         case=result["case"],
         size=result["size"],
         name=name,
-        seconds=ours[OURS],
+        seconds=own_times[OURS],
         quartiles=measured["times"][OURS]["quartiles"],
-        noises={label: max(pair) / min(pair) for label, pair in both.items()},
+        noises={label: max(paired(*pair), 1 / paired(*pair)) for label, pair in both.items()},
         unsteady=1 if fastest else max(times[c] / min(rounds[c]) for c in compared),
         best=best,
         best_seconds=times.get(best, math.nan),
         ratios=ratios,
-        times=times | ours,
-        flops=measured["floor_flops"] / ours[OURS],
-        bandwidth=measured["least_bytes"] / ours[OURS],
+        times=times | own_times,
+        flops=measured["floor_flops"] / own_times[OURS],
+        bandwidth=measured["least_bytes"] / own_times[OURS],
         input_bytes=result["input_bytes"],
     )
 

@@ -100,10 +100,11 @@ def about(record: dict[str, Any], tops: dict[str, float]) -> str:
     product, copy = rate(tops["ceiling"], " GFLOP/s"), rate(tops["copy"], " GB/s")
     return (
         f"{where}, {record['threads']} threads, load before {record['load']}; {versions}"
-        f"{commit}; {record['date']}{left_out}{stopped}; `{record['command']}`. Ratios are the "
-        "other's time over that of blockops: above 1, blockops is faster. Times are "
-        f"{'fastest' if record['fastest'] else 'median'} ones; noise is the ratio of blockops' "
-        "times at both ends of a round, and a ratio inside it has a ~. einsum: the textbook einsum "
+        f"{commit}; {record['date']}{left_out}{stopped}; `{record['command']}`. Times are "
+        f"{'fastest' if record['fastest'] else 'median'} ones. Ratios are the other's time over "
+        "that of blockops in the same round, the median of the rounds: above 1, blockops is "
+        "faster. Noise is that of blockops' times at both ends of a round, and a ratio inside it "
+        "has a ~. einsum: the textbook einsum "
         "with or without opt_einsum, whichever is faster. modules: nn.Sequential's time over that "
         "of blockops.LinearReLU. GFLOP/s are of the least work there is (i <= j only for one "
         "input), GB/s of what a pass is given read once and what it gives written once. Of "
