@@ -32,7 +32,8 @@ from .contests import Contest, size
 from .providers import COMPILED, OURS, Provider, largest_intermediate
 from .truth import DTYPES, Truth, arguments, gradient, train
 
-FEWEST = 5  # rounds, however long they take, unless a call is slow
+FEWEST = 5  # rounds, however long they take
+TEDIOUS = 0.5  # seconds: of a call that takes longer there are three rounds at least
 SLOW = 10.0  # seconds: a provider whose call takes longer is timed with that one call
 AGAIN = " again"  # after the name of one of ours: its turn at the end of a round
 OVER = "not measured: the time for all was over"
@@ -350,8 +351,8 @@ def take_turns(
     how: str = "",
 ) -> dict[str, dict[str, list[float]]]:
     """Each entry's seconds a call: of every round, and the quartiles of all blocks. There is one
-    round only where a call is slow, and fewer than all, though FEWEST, where calls take more than
-    the time there is for them. One that raises has none; it is added to troubles."""
+    round only where a call is slow, and fewer than all where they take more than the time that
+    there is for them. One that raises has none; it is added to troubles."""
     pick = min if options.fastest else statistics.median
     rounds: dict[str, list[float]] = {label: [] for label in entries}
     blocks: dict[str, list[float]] = {label: [] for label in entries}
@@ -367,9 +368,7 @@ def take_turns(
             taken = rounds.get(label)
             if taken is None:  # its other turn raised in this round
                 continue
-            if max(taken, default=0) > SLOW or (
-                len(taken) >= FEWEST and sum(taken) > 2 * options.seconds
-            ):
+            if enough(taken, options.seconds):
                 continue
             entry = entries[label]
             try:
@@ -388,6 +387,13 @@ def take_turns(
         label: {"rounds": taken, "quartiles": quartiles(blocks[label])}
         for label, taken in rounds.items()
     }
+
+
+def enough(taken: Sequence[float], seconds: float) -> bool:
+    """Whether there are no more rounds of what took so long in those that were."""
+    longest = max(taken, default=0.0)
+    fewest = FEWEST if longest <= TEDIOUS else 3
+    return longest > SLOW or (len(taken) >= fewest and sum(taken) > 2 * seconds)
 
 
 def quartiles(times: Sequence[float]) -> list[float]:

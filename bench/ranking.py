@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .contests import CONTESTS
-from .measure import AGAIN, GRAPH
+from .measure import AGAIN, GRAPH, quartiles
 from .providers import OURS
 
 NAMES = {
@@ -25,9 +25,9 @@ UNSTEADY = 1.5
 class Row:
     """blockops on one case and pass.
 
-    A ratio is another's time over that of blockops in the same round, of which it is the median
-    over the rounds: what slows the machine for longer than a round slows both. So it may differ
-    from the quotient of the times, each of which is of its own best or median round.
+    A ratio is another's time over that of blockops in the same round, the median over the rounds:
+    what slows the machine for longer than a round slows both. So it may differ from the quotient
+    of the times, each of which is of a round of its own.
     """
 
     op: str
@@ -36,7 +36,7 @@ class Row:
     name: str  # of the pass
     seconds: float
     quartiles: list[float]
-    noises: dict[str, float]  # of each of ours: the ratio of its two, or 1 over it: at least 1
+    noises: dict[str, float]  # of each of ours: see band
     unsteady: float  # the largest ratio of median to fastest round among those compared
     best: str
     best_seconds: float
@@ -61,17 +61,24 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(logs)) if logs else math.nan
 
 
-def paired(rounds: list[float], others: Iterable[float]) -> float:
-    """The median over the rounds of the ratio of times."""
-    return statistics.median(a / b for a, b in zip(rounds, others, strict=False))
+def paired(rounds: list[float], both: Iterable[list[float]]) -> float:
+    """The median ratio of times of the same round, in which each of ours has two."""
+    pairs = (pair for ends in both for pair in zip(rounds, ends, strict=False))
+    return math.exp(statistics.median(math.log(time / ours) for time, ours in pairs))
+
+
+def band(first: list[float], second: list[float]) -> float:
+    """Of the ratio of the two times that one has in a round: its quartile that is farther from 1,
+    or 1 over it, so at least 1."""
+    ratios = [b / a for a, b in zip(first, second, strict=False)]
+    return max(max(quartile, 1 / quartile) for quartile in quartiles(ratios))
 
 
 def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | None:
     """The row of a case and pass; None where blockops has no time.
 
-    The time of each is the median of its rounds, or the fastest. That of each of ours is the
-    geometric mean of its two, and in a round likewise. Best, and what stands in a column, is the
-    provider with the least ratio.
+    The time of each is the median of its rounds, or the fastest; that of each of ours the geometric
+    mean of its two. Best, and what stands in a column, is the provider with the least ratio.
     """
     measured = result["passes"][name]
     contest = CONTESTS[result["op"]]
@@ -81,9 +88,10 @@ def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | N
     if OURS not in both:
         return None
     times = {label: (min if fastest else statistics.median)(r) for label, r in rounds.items()}
-    ours = {label: [*map(geometric_mean, zip(*pair))] for label, pair in both.items()}
-    own_times = {label: geometric_mean([times[label], times[label + AGAIN]]) for label in both}
-    against = {p.name: paired(rounds[p.name], ours[p.against]) for p in present if p.against in ours}
+    ours = {label: geometric_mean([times[label], times[label + AGAIN]]) for label in both}
+    against = {
+        p.name: paired(rounds[p.name], both[p.against]) for p in present if p.against in both
+    }
     ratios, compared = {}, [OURS, OURS + AGAIN]
     peers = [provider.name for provider in present if provider.peer]
     for column, named in ({"best": tuple(peers)} | contest.columns).items():
@@ -97,16 +105,16 @@ def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | N
         case=result["case"],
         size=result["size"],
         name=name,
-        seconds=own_times[OURS],
+        seconds=ours[OURS],
         quartiles=measured["times"][OURS]["quartiles"],
-        noises={label: max(paired(*pair), 1 / paired(*pair)) for label, pair in both.items()},
+        noises={label: band(*pair) for label, pair in both.items()},
         unsteady=1 if fastest else max(times[c] / min(rounds[c]) for c in compared),
         best=best,
         best_seconds=times.get(best, math.nan),
         ratios=ratios,
-        times=times | own_times,
-        flops=measured["floor_flops"] / own_times[OURS],
-        bandwidth=measured["least_bytes"] / own_times[OURS],
+        times=times | ours,
+        flops=measured["floor_flops"] / ours[OURS],
+        bandwidth=measured["least_bytes"] / ours[OURS],
         input_bytes=result["input_bytes"],
     )
 

@@ -81,17 +81,25 @@ def test_fastest_round_and_unsteady_medians():
 @pytest.mark.parametrize("fastest", [False, True])
 def test_a_ratio_is_of_times_of_the_same_round(fastest):
     """So that a machine that is slow for some rounds, or fast for one call, changes none."""
-    slow = [1.0, 3.0, 3.0, 9.0]
+    slow = [1.0, 3.0, 3.0, 9.0, 1.0]
     others = {
-        "blockops": [2 * s for s in slow],
-        "blockops again": [8 * s for s in slow],
-        "F.relu(F.linear)": [6 * s for s in slow[:3]] + [0.1],
+        "blockops": [4 * s for s in slow],
+        "blockops again": [4 * s for s in slow[:4]] + [7.0],
+        "F.relu(F.linear)": [6 * s for s in slow[:4]] + [0.1],
         "relu_(F.linear)": [5 * s for s in slow],
         "nn.Sequential": [20.0],
     }
     row = ranking.compare(result("linear_relu", [1.0, 1.0], others=others), "train", fastest)
     assert row.ratios == pytest.approx({"best": 1.25, "eager": 1.5})
-    assert row.noise == pytest.approx(4) and row.best == "relu_(F.linear)"
+    assert row.best == "relu_(F.linear)"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_noise_is_that_of_a_quarter_of_the_rounds(turned):
+    both = [[2.0] * 5, [2.0, 2.2, 2.4, 1.0, 2.0]]
+    assert ranking.band(*(both[::-1] if turned else both)) == pytest.approx(1.1)
+    both = [[2.0] * 5, [2.0, 1.6, 1.0, 2.0, 2.0]]
+    assert ranking.band(*(both[::-1] if turned else both)) == pytest.approx(1.25)
 
 
 def test_row_without_rivals_or_without_blockops():
@@ -467,6 +475,23 @@ def test_sets_of_data_take_turns_where_one_fits_the_caches(monkeypatch):
     assert all(len(args[0].unique()) == 40 for args, _ in data.sets)
     monkeypatch.setattr(machine, "cache_bytes", lambda: data.bytes - 1)
     assert len(measure.Data(contest, case, "float32").sets) == 1
+
+
+@pytest.mark.parametrize(
+    ("taken", "seconds", "enough"),
+    [
+        ([], 0.1, False),
+        ([0.01] * 14, 0.1, False),
+        ([0.1] * 4, 0.1, False),
+        ([0.1] * 5, 0.1, True),
+        ([0.1] * 5, 1.0, False),
+        ([0.6] * 2, 0.1, False),
+        ([0.6] * 3, 0.1, True),
+        ([11.0], 20.0, True),
+    ],
+)
+def test_long_calls_have_fewer_rounds(taken, seconds, enough):
+    assert measure.enough(taken, seconds) == enough
 
 
 def test_a_provider_goes_on_with_the_set_after_the_last_one_of_the_provider_before():
