@@ -2,11 +2,12 @@
 
 Every provider's result and gradients are checked against the formula in float64 before anything is
 timed. The providers of a case take turns in rounds, so that drift of the machine hits all of them,
-and blockops' stand at both ends of a round: the ratio of the two times is the noise. Each time is
-the median of the rounds' medians, or with --fastest the least of all, for a machine that others
-use. Where one set of data fits the caches, calls go to several in turn, those of all providers in
-the same memory: each call to the set that was used longest ago, so that none meets one that the
-provider before it has just left in the cache.
+and blockops' stand at both ends of a round: how far its two times differ tells the noise. Each
+time is the median of the rounds' medians, or with --fastest the least of all, for a machine that
+others use. Where one set of data fits the caches, calls go to several in turn, those of all
+providers in the same memory, but for weights that one keeps in another order: each call to the set
+that was used longest ago, so that none meets one that the provider before it has just left in the
+cache.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from .contests import Contest, size
 from .providers import COMPILED, OURS, Provider, largest_intermediate
 from .truth import DTYPES, Truth, arguments, gradient, train
 
-FEWEST = 5  # rounds, however long they take
+FEWEST = 5  # rounds of a call that is not tedious, however long they take
 TEDIOUS = 0.5  # seconds: of a call that takes longer there are three rounds at least
 SLOW = 10.0  # seconds: a provider whose call takes longer is timed with that one call
 AGAIN = " again"  # after the name of one of ours: its turn at the end of a round

@@ -307,7 +307,8 @@ PROVIDERS = {
     "center": with_compiled(CENTER),
 }
 
-# What blockops' time is set against by name, beside the best: the fastest of these providers.
+# What blockops' time is set against by name, beside the best: that of these
+# providers with the least ratio.
 BILINEAR_FAMILY = {"einsum": ("einsum", "einsum, no opt_einsum"), "F.bilinear": ("F.bilinear",)}
 COLUMNS = {
     "quadratic": BILINEAR_FAMILY,

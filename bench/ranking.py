@@ -18,7 +18,7 @@ NAMES = {
 }
 NAMES |= {name + GRAPH: f"{title}, CUDA graph" for name, title in NAMES.items()}
 NOISY = 1.1  # and above it a row's ratios mean little
-UNSTEADY = 1.5
+UNSTEADY = 1.25
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Row:
     """blockops on one case and pass.
 
     A ratio is another's time over that of blockops in the same round, the median over the rounds:
-    what slows the machine for longer than a round slows both. So it may differ from the quotient
-    of the times, each of which is of a round of its own.
+    a machine that is slow for longer than a round is slow for both. So it may differ from the
+    quotient of the times, each of which is of a round of its own; it does where a provider is in
+    one state in some rounds and in another in the others (unsteady).
     """
 
     op: str
@@ -108,7 +109,7 @@ def compare(result: dict[str, Any], name: str, fastest: bool = False) -> Row | N
         seconds=ours[OURS],
         quartiles=measured["times"][OURS]["quartiles"],
         noises={label: band(*pair) for label, pair in both.items()},
-        unsteady=1 if fastest else max(times[c] / min(rounds[c]) for c in compared),
+        unsteady=max(statistics.median(rounds[c]) / min(rounds[c]) for c in compared),
         best=best,
         best_seconds=times.get(best, math.nan),
         ratios=ratios,

@@ -121,7 +121,7 @@ def test_a_result_can_be_resized():
 
 
 def test_many_threads():
-    """Two results that live at once never share memory."""
+    """Results of two threads that live at once never share memory."""
 
     def work(seed):
         torch.set_num_threads(1)  # holds for the thread that says it
