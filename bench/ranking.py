@@ -63,9 +63,10 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def paired(rounds: list[float], both: Iterable[list[float]]) -> float:
-    """The median ratio of times of the same round, in which each of ours has two."""
-    pairs = (pair for ends in both for pair in zip(rounds, ends, strict=False))
-    return math.exp(statistics.median(math.log(time / ours) for time, ours in pairs))
+    """The median ratio of times of the same round, in which each of ours has two; of an even
+    number, as they are as a rule, the geometric mean of the two in the middle."""
+    ratios = [a / b for ends in both for a, b in zip(rounds, ends, strict=False)]
+    return math.sqrt(statistics.median_low(ratios) * statistics.median_high(ratios))
 
 
 def band(first: list[float], second: list[float]) -> float:
