@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
 
 from . import _library, _triton
 
@@ -37,13 +36,18 @@ class Op:
 
     The choice for each backend and device type is made once, here, so that a call only looks it up
     (and torch.compile sees a constant).
+
+    Public functions try `short_way` first where `short_way_open` and no compiler traces them: by it
+    the compiled library takes plain CPU tensors at once, and less than half of a small layer's
+    overhead is left. The test stands in each of them, as another Python function for it would cost
+    a sixth of the smallest calls.
     """
 
     def __init__(self, name: str, reference: Callable[..., Tensor]) -> None:
         self.name = name
         self.reference = reference
         self._parameters = tuple(inspect.signature(reference).parameters.values())
-        self._short_way = _library.function(name)
+        self.short_way = _library.function(name)
         OPS[name] = self
         self.choose()
 
@@ -55,16 +59,8 @@ class Op:
             for device_type in _AUTO_ORDER
         }
 
-    def call(self, *args: Any) -> Tensor:  # not __call__, which Python reaches by a longer way
-        # Where native serves CPU tensors, which is what auto and native say, the compiled library
-        # takes plain ones at once: less than half of a small layer's overhead is then left.
-        if _active in ("auto", "native") and not is_dynamo_compiling():
-            result = self._short_way(*args)
-            if result is not NotImplemented:
-                return result
-        return self._call_chosen(*args)
-
-    def _call_chosen(self, *args: Any) -> Tensor:
+    def call(self, *args: Any) -> Tensor:
+        """What the backend in force gives, by way of torch.ops."""
         try:
             # C++ autograd functions know neither torch.func transforms nor forward-mode AD; the
             # reference is made of PyTorch's own differentiable ops and serves both.
@@ -162,12 +158,13 @@ def backend(name: str) -> Iterator[None]:
 
     Raises ValueError for any other name.
     """
-    global _active
-    before, _active = _active, _checked(name, "backend")
+    _checked(name, "backend")
+    before = _active
+    _activate(name)
     try:
         yield
     finally:
-        _active = before
+        _activate(before)
 
 
 def _checked(name: str, source: str) -> str:
@@ -176,4 +173,10 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_active = _checked(os.environ.get("BLOCKOPS_BACKEND", "auto"), "BLOCKOPS_BACKEND")
+def _activate(name: str) -> None:
+    global _active, short_way_open
+    _active = name
+    short_way_open = name in ("auto", "native")  # which say that native serves CPU tensors
+
+
+_activate(_checked(os.environ.get("BLOCKOPS_BACKEND", "auto"), "BLOCKOPS_BACKEND"))

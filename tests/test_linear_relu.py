@@ -36,7 +36,8 @@ def test_linear_relu_is_relu_of_linear(rows, n, m, bias):
 
 
 # Sizes on both sides of the plain loops' borders: rows, the weight's elements, the work; of their
-# blocks of 16 and 64; one part of the mask, and several.
+# blocks of 16 and 64; of the loops along the features, for 8 to 512 of them (4 to 256 in float64)
+# and at most 3 rows or at least 64 features; one part of the mask, and several.
 BORDERS = [
     (64, 16, 15),
     (65, 16, 15),
@@ -49,6 +50,16 @@ BORDERS = [
     (2, 1, 130),
     (4, 63, 64),
     (4, 64, 65),
+    (3, 3, 9),
+    (3, 4, 5),
+    (3, 7, 9),
+    (3, 8, 8),
+    (3, 9, 7),
+    (4, 9, 7),
+    (1, 256, 33),
+    (2, 257, 33),
+    (5, 512, 9),
+    (2, 513, 31),
     (300, 3, 1000),
     (2000, 5, 33),
 ]
@@ -80,6 +91,20 @@ def test_nan_and_infinity_as_torch_has_them(rows, n, m):
     assert ours[0][:, 0].isnan().all() and (ours[0][:, 2] == 0).all()
     assert ours[3][0] != 0 and ours[3][2] == 0
     torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["x", "weight"])
+@pytest.mark.parametrize(("rows", "n"), [(2, 19), (5, 67), (5, 19)])
+def test_an_infinity_stays_in_its_own_sums(rows, n, name):
+    """Whichever feature has it: vectors reach over features that they must not count."""
+    for i in range(n):
+        arguments = {"x": normal(rows, n).abs(), "weight": normal(9, n, seed=1).abs()}
+        arguments[name][1, i] = INF
+        expected = torch.relu(F.linear(*arguments.values()))
+        assert expected.isinf().any() and not expected.isnan().any()
+        for dtype in (torch.float32, torch.float64):
+            y = blockops.linear_relu(**{key: value.to(dtype) for key, value in arguments.items()})
+            torch.testing.assert_close(y, expected.to(dtype), msg=f"{dtype}, feature {i}")
 
 
 @pytest.mark.parametrize(("rows", "n", "m"), SIZES)

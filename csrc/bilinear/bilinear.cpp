@@ -36,39 +36,39 @@ void define_schemas(torch::Library& library) {
 // ---- Meta: the checks, and the shape of the result ----
 
 Tensor quadratic_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  check_quadratic("quadratic", x, weight, bias);
+  check_quadratic<Symbols>("quadratic", x, weight, bias);
   return at::empty_symint(with_last_size(x, weight.sym_size(2)), x.options());
 }
 
 Tensor quadratic_grad_x_meta(const Tensor& grad, const Tensor& x, const Tensor& weight) {
-  check_quadratic("quadratic_grad_x", x, weight);
-  check_grad_of("quadratic_grad_x", "x", x, grad, weight, 2);
+  check_quadratic<Symbols>("quadratic_grad_x", x, weight);
+  check_grad_of<Symbols>("quadratic_grad_x", "x", x, grad, weight, 2);
   return at::empty_symint(x.sym_sizes(), x.options());
 }
 
 Tensor quadratic_grad_weight_meta(const Tensor& grad, const Tensor& x) {
   check_vector_input("quadratic_grad_weight", "x", x);
-  check_grad("quadratic_grad_weight", "x", x, grad);
+  check_grad<Symbols>("quadratic_grad_weight", "x", x, grad);
   return at::empty_symint({x.sym_size(-1), x.sym_size(-1), grad.sym_size(-1)}, x.options());
 }
 
 Tensor bilinear_meta(const Tensor& x1, const Tensor& x2, const Tensor& weight,
                      const OptionalTensor& bias) {
-  check_bilinear("bilinear", x1, x2, weight, bias);
+  check_bilinear<Symbols>("bilinear", x1, x2, weight, bias);
   return at::empty_symint(with_last_size(x1, weight.sym_size(0)), x1.options());
 }
 
 TwoTensors bilinear_grad_inputs_meta(const Tensor& grad, const Tensor& x1, const Tensor& x2,
                                      const Tensor& weight) {
-  check_bilinear("bilinear_grad_inputs", x1, x2, weight);
-  check_grad_of("bilinear_grad_inputs", "x1", x1, grad, weight, 0);
+  check_bilinear<Symbols>("bilinear_grad_inputs", x1, x2, weight);
+  check_grad_of<Symbols>("bilinear_grad_inputs", "x1", x1, grad, weight, 0);
   return {at::empty_symint(x1.sym_sizes(), x1.options()),
           at::empty_symint(x2.sym_sizes(), x2.options())};
 }
 
 Tensor bilinear_grad_weight_meta(const Tensor& grad, const Tensor& x1, const Tensor& x2) {
-  check_inputs("bilinear_grad_weight", x1, x2);
-  check_grad("bilinear_grad_weight", "x1", x1, grad);
+  check_inputs<Symbols>("bilinear_grad_weight", x1, x2);
+  check_grad<Symbols>("bilinear_grad_weight", "x1", x1, grad);
   return at::empty_symint({grad.sym_size(-1), x1.sym_size(-1), x2.sym_size(-1)}, x1.options());
 }
 

@@ -35,7 +35,7 @@ inline at::Tensor result(at::IntArrayRef sizes, at::ScalarType dtype) {
 }
 
 // A result computed in a wider dtype, in its own.
-inline at::Tensor rounded(const at::Tensor& result, at::ScalarType dtype) {
+inline at::Tensor rounded(at::Tensor result, at::ScalarType dtype) {
   return result.scalar_type() == dtype ? result : result.to(dtype);
 }
 

@@ -44,7 +44,7 @@ struct Kept {
 template <class Rule>
 struct Backward {
   at::Tensor grad;                            // of the result
-  std::array<at::Tensor, Rule::saved> saved;  // undefined for none
+  std::array<at::Tensor, Rule::saved> saved;  // undefined for none; a result is a constant
   std::array<bool, Rule::inputs> wanted;      // whether an input's gradient is
   std::optional<std::vector<int64_t>> ints;
 };
@@ -57,7 +57,11 @@ class OpNode final : public torch::autograd::Node {
       if (kept.tensors[i]) saved_[i] = {*kept.tensors[i], /*is_output=*/false};
     if (kept.ints) ints_ = kept.ints->vec();
   }
-  void keep_result(const at::Tensor& result) { saved_.back() = {result, /*is_output=*/true}; }
+  // As a tensor of its own without a graph: the result itself would hold this node, which holds it.
+  // A change of the result is noticed all the same, for the two share their version.
+  void keep_result(const at::Tensor& result) {
+    saved_.back() = {result.tensor_data(), /*is_output=*/false};
+  }
 
   std::string name() const override { return Rule::name; }
 
@@ -77,8 +81,7 @@ class OpNode final : public torch::autograd::Node {
   // graph, with what `unpacked` gives as the step's arguments.
   void compiled_args(torch::autograd::CompiledNodeArgs& args) const override {
     args.collect(std::string(typeid(Rule).name()));
-    for (size_t i = 0; i < saved_.size(); ++i)
-      args.collect(saved_[i], Rule::saves_result && i + 1 == saved_.size());
+    for (const auto& tensor : saved_) args.collect(tensor, /*is_output=*/false);
     args.collect(ints_);
   }
 
@@ -109,10 +112,7 @@ class OpNode final : public torch::autograd::Node {
  private:
   Backward<Rule> unpacked() {
     Backward<Rule> call;
-    for (size_t i = 0; i < saved_.size(); ++i) {
-      const bool is_result = Rule::saves_result && i + 1 == saved_.size();
-      call.saved[i] = is_result ? saved_[i].unpack(getptr()) : saved_[i].unpack();
-    }
+    for (size_t i = 0; i < saved_.size(); ++i) call.saved[i] = saved_[i].unpack();
     for (size_t i = 0; i < Rule::inputs; ++i) call.wanted[i] = task_should_compute_output(i);
     call.ints = ints_;
     return call;

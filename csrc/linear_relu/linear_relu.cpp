@@ -37,14 +37,14 @@ void define_schemas(torch::Library& library) {
 // ---- Meta: the checks, and the shape of the result ----
 
 Tensor linear_relu_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  check_linear_relu("linear_relu", x, weight, bias);
+  check_linear_relu<Symbols>(x, weight, bias);
   return at::empty_symint(with_last_size(x, weight.sym_size(0)), x.options());
 }
 
 ThreeTensors linear_relu_backward_meta(const Tensor& grad, const OptionalTensor& x,
                                        const OptionalTensor& weight, const Tensor& y,
                                        ThreeBools wanted) {
-  check_linear_relu_backward(grad, x, weight, y, wanted);
+  check_linear_relu_backward<Symbols>(grad, x, weight, y, wanted);
   const auto m = grad.sym_size(-1);
   const auto nothing = [&] { return at::empty({0}, grad.options()); };
   return {
@@ -88,7 +88,7 @@ Tensor as_matrix(const Tensor& tensor) {
 // gradients composed of differentiable ops. The mask is constant wherever it has a derivative.
 variable_list composed_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                 const Tensor& y, ThreeBools wanted) {
-  const Tensor grad_z = at::threshold_backward(grad, y.detach(), 0);
+  const Tensor grad_z = at::threshold_backward(grad, y, 0);
   return {wanted[0] ? at::matmul(grad_z, weight) : Tensor(),
           wanted[1] ? at::matmul(as_matrix(grad_z).t(), as_matrix(x)) : Tensor(),
           wanted[2] ? bias_gradient(grad_z) : Tensor()};

@@ -117,7 +117,7 @@ void product_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
 }
 
 Tensor linear_relu_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  check_linear_relu("linear_relu", x, weight, bias);
+  check_linear_relu(x, weight, bias);
   const int64_t B = rows_of(x), n = x.size(-1), m = weight.size(0);
   const bool direct = is_direct(B, n, m);
   const auto dtype = compute_dtype(x, direct);

@@ -80,7 +80,7 @@ Tensor direct_forward(const Tensor& x, const Tensor& weight, const OptionalTenso
 }
 
 Tensor linear_relu_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  check_linear_relu("linear_relu", x, weight, bias);
+  check_linear_relu(x, weight, bias);
   const c10::cuda::CUDAGuard guard(x.device());
   const bool direct = is_direct_forward(rows_of(x), x.size(-1), weight.size(0));
   return direct ? direct_forward(x, weight, bias) : product_forward(x, weight, bias);

@@ -1,12 +1,16 @@
 """The public functions of the bilinear family."""
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from ... import _dispatch
 from ..._dispatch import Op
 from . import reference
 
 _quadratic = Op("quadratic", reference.quadratic)
 _bilinear = Op("bilinear", reference.bilinear)
+_short_way_of_quadratic = _quadratic.short_way
+_short_way_of_bilinear = _bilinear.short_way
 
 
 def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,6 +39,10 @@ def quadratic(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Method: the row-wise Khatri-Rao (face-splitting) product of x with itself, built tile by tile,
     times the packed symmetric weight; docs/performance.md has the schedules.
     """
+    if _dispatch.short_way_open and not is_dynamo_compiling():
+        y = _short_way_of_quadratic(x, weight, bias)
+        if y is not NotImplemented:
+            return y
     return _quadratic.call(x, weight, bias)
 
 
@@ -65,4 +73,8 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None)
     Method: the row-wise Khatri-Rao product of two of the three operands, built tile by tile, in a
     matrix product with the weight; docs/performance.md has the schedules.
     """
+    if _dispatch.short_way_open and not is_dynamo_compiling():
+        y = _short_way_of_bilinear(x1, x2, weight, bias)
+        if y is not NotImplemented:
+            return y
     return _bilinear.call(x1, x2, weight, bias)

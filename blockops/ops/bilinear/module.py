@@ -8,7 +8,6 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from ..._checks import check_feature_counts, check_vector_input
-from ..._parameters import parameter
 from .functional import bilinear, quadratic
 
 
@@ -53,7 +52,12 @@ class Quadratic(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return quadratic(x, parameter(self, "weight"), parameter(self, "bias"))
+        try:  # nn.Module finds self.weight only after Python has made an AttributeError
+            parameters = self._parameters
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # pruned, or parametrized
+            weight, bias = self.weight, self.bias
+        return quadratic(x, weight, bias)
 
     def extra_repr(self) -> str:
         return (
@@ -90,7 +94,12 @@ class Bilinear(nn.Bilinear):
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
-        return bilinear(input1, input2, parameter(self, "weight"), parameter(self, "bias"))
+        try:  # nn.Module finds self.weight only after Python has made an AttributeError
+            parameters = self._parameters
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # pruned, or parametrized
+            weight, bias = self.weight, self.bias
+        return bilinear(input1, input2, weight, bias)
 
 
 class LazyQuadratic(LazyModuleMixin, Quadratic):

@@ -1,11 +1,14 @@
 """The public function center."""
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from ... import _dispatch
 from ..._dispatch import Op
 from . import reference
 
 _center = Op("center", reference.center)
+_short_way = _center.short_way
 
 
 def center(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
@@ -37,6 +40,10 @@ def center(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """
     if dim is not None and type(dim) is not int:
         dim = _axes(dim)
+    if _dispatch.short_way_open and not is_dynamo_compiling():
+        y = _short_way(x, dim)
+        if y is not NotImplemented:
+            return y
     return _center.call(x, dim)
 
 

@@ -1,11 +1,14 @@
 """The public function linear_relu."""
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from ... import _dispatch
 from ..._dispatch import Op
 from . import reference
 
 _linear_relu = Op("linear_relu", reference.linear_relu)
+_short_way = _linear_relu.short_way
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,4 +40,8 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     grad_bias in one pass, then takes its two products. Small work runs in plain loops.
     docs/performance.md has the measurements.
     """
+    if _dispatch.short_way_open and not is_dynamo_compiling():
+        y = _short_way(x, weight, bias)
+        if y is not NotImplemented:
+            return y
     return _linear_relu.call(x, weight, bias)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_feature_counts, check_vector_input
-from ..._parameters import parameter
 from .functional import linear_relu
 
 
@@ -31,7 +30,12 @@ class LinearReLU(nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear_relu(input, parameter(self, "weight"), parameter(self, "bias"))
+        try:  # nn.Module finds self.weight only after Python has made an AttributeError
+            parameters = self._parameters
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # pruned, or parametrized
+            weight, bias = self.weight, self.bias
+        return linear_relu(input, weight, bias)
 
 
 class LazyLinearReLU(nn.LazyLinear, LinearReLU):
