@@ -1,9 +1,11 @@
-"""The short way into the compiled library: what it takes, and what it leaves to the long one; fake
-tensors; arguments on several devices."""
+"""The short way into the compiled library: what it takes, what it leaves to the long one, and what
+other threads do meanwhile; fake tensors; arguments on several devices."""
 
 import os
 import subprocess
 import sys
+import threading
+from time import perf_counter
 
 import pytest
 import support
@@ -133,6 +135,27 @@ def test_public_functions_take_it_where_native_serves(case, monkeypatch):
         with blockops.backend(backend):
             support.public(case)(**case.tensors())
         assert len(long_way) == times
+
+
+def test_other_python_threads_run_during_a_large_call():
+    x, weight = torch.randn(2000, 200), torch.randn(200, 200, 64)
+    blockops.quadratic(x, weight)
+    seen, done = [], threading.Event()
+
+    def look():
+        while not done.wait(0.001):
+            seen.append(perf_counter())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    begin = perf_counter()
+    blockops.quadratic(x, weight)
+    end = perf_counter()
+    done.set()
+    thread.join()
+    quarter = (end - begin) / 4
+    assert quarter > 0.002  # else it is no large call
+    assert any(begin + quarter < time < end - quarter for time in seen)
 
 
 # ---- devices: fake tensors are on any, whatever this machine and this build have ----
