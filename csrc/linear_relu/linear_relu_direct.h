@@ -153,17 +153,17 @@ BLOCKOPS_SIMD_CLONES void direct_backward(int64_t B, int64_t n, int64_t m, const
       for (int64_t b = 0; b < B; ++b) load(rows[b], x + b * n + i, (B - b) * n - i);
       T* const out = grad_W + begin_k * n + i;
       const int64_t room = (m - begin_k) * n - i;
-      const auto sum_of = [&](int64_t k) __attribute__((always_inline)) {
-        Vector sum = masked[0][k] * rows[0];
-        for (int64_t b = 1; b < B; ++b) sum += masked[b][k] * rows[b];
-        return sum;
-      };
       const int64_t whole = whole_vectors(room, width, n, depth);
       for (int64_t k = 0; k < whole; ++k) {
-        const Vector sum = sum_of(k);
+        Vector sum = masked[0][k] * rows[0];
+        for (int64_t b = 1; b < B; ++b) sum += masked[b][k] * rows[b];
         std::memcpy(out + k * n, &sum, sizeof(Vector));
       }
-      for (int64_t k = whole; k < depth; ++k) store(sum_of(k), out + k * n, room - k * n);
+      for (int64_t k = whole; k < depth; ++k) {
+        Vector sum = masked[0][k] * rows[0];
+        for (int64_t b = 1; b < B; ++b) sum += masked[b][k] * rows[b];
+        store(sum, out + k * n, room - k * n);
+      }
     }
     for (int64_t i = 0; grad_x && i < n; i += width) {
       const T* const in = W + begin_k * n + i;
