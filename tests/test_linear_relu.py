@@ -21,8 +21,8 @@ def normal(*shape, dtype=torch.float64, seed=0):
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# (B, n, m): the plain loops, ATen's product
-SIZES = [(5, 7, 3), (70, 40, 90)]
+# (B, n, m): the plain loops along the outputs, those along the features, ATen's product
+SIZES = [(5, 7, 3), (2, 19, 9), (70, 40, 90)]
 
 
 @pytest.mark.parametrize(("rows", "n", "m"), SIZES)
@@ -113,6 +113,17 @@ def test_the_gradient_at_zero_is_zero(rows, n, m):
     y = blockops.linear_relu(x, weight)
     assert (y == 0).all()
     gradients = torch.autograd.grad(y.sum(), (x, weight))
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_of_an_empty_batch_are_zero(dtype):
+    """Whatever the call before has left where sums are taken."""
+    weight = normal(256, 20, dtype=dtype).requires_grad_()
+    bias = normal(256, dtype=dtype).requires_grad_()
+    for rows in (2, 0):
+        y = blockops.linear_relu(torch.full((rows, 20), NAN, dtype=dtype), weight, bias)
+        gradients = torch.autograd.grad(y, (weight, bias), torch.full_like(y, NAN))
     assert all((gradient == 0).all() for gradient in gradients)
 
 
