@@ -78,8 +78,8 @@ inline bool in_a_mode() {
 }
 
 // A call on no more elements than this, which takes a fraction of a millisecond at most, keeps the
-// GIL: letting it go and taking it again is a tenth of the smallest calls. Python's own threads
-// keep it for 5 ms.
+// GIL: letting it go and taking it again costs the smallest calls some percent of their time.
+// Python's own threads keep it for 5 ms.
 constexpr int64_t kBrief = 1 << 14;
 
 template <class... Args>
